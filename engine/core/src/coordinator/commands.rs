@@ -1,0 +1,164 @@
+//! What operators ask: named checkpoints, volumes, promotion, an orderly stop.
+//!
+//! Invariants: a change of the catalog is part of a CP and replied when that CP is committed; a promotion opens a new
+//! term, durable before the first request of it is admitted (R8).
+
+use super::superblock_job::Then;
+use super::{Coordinator, Stopping};
+use crate::catalog::CatalogError;
+use crate::contract::{Command, CoordinatorAction, Order, Refusal, Reply, Ticket};
+use crate::message::Role;
+use crate::record::is_checkpoint_name;
+use crate::superblock::TermStart;
+use crate::units::{CpNumber, ShardSet, Term};
+
+impl Coordinator {
+    pub(super) fn command(&mut self, ticket: Ticket, command: Command) {
+        let result = match command {
+            Command::Hello => {
+                self.act(CoordinatorAction::Reply(ticket, Reply::Hello(Box::new(self.hello()))));
+                Ok(())
+            }
+            Command::Stop => self.stop(ticket),
+            _ if self.failed => Err(Refusal::StoreFailed),
+            _ if self.stopping.is_some() => Err(Refusal::Stopping),
+            Command::Judge(theirs) => self.judge_peer(&theirs).map(|from| {
+                self.act(CoordinatorAction::Reply(ticket, Reply::Accepted(from)));
+            }),
+            Command::Promote { force } => self.promote(ticket, force),
+            _ if self.role != Role::Primary => Err(Refusal::NotPrimary),
+            Command::Checkpoint(name) => self.checkpoint(ticket, name),
+            Command::VolumeCreate { name, size_bytes } => self.volume_create(ticket, &name, size_bytes),
+            Command::VolumeDelete { name } => self.volume_delete(ticket, &name),
+        };
+        if let Err(refusal) = result {
+            self.refuse(ticket, refusal);
+        }
+    }
+
+    fn checkpoint(&mut self, ticket: Ticket, name: Option<String>) -> Result<(), Refusal> {
+        if name.as_deref().is_some_and(|name| !is_checkpoint_name(name)) {
+            return Err(Refusal::BadName);
+        }
+        if self.next.name.is_some() && name.is_some() {
+            // One CP has one name; the caller tries again when the CP under way has its own.
+            return Err(Refusal::SessionEnding);
+        }
+        self.next.name = self.next.name.take().or(name);
+        self.next.tickets.push((ticket, None));
+        Ok(())
+    }
+
+    fn volume_create(&mut self, ticket: Ticket, name: &str, size_bytes: u64) -> Result<(), Refusal> {
+        let mut catalog = self.newest_catalog();
+        let id = catalog.create(name, size_bytes).map_err(Refusal::Catalog)?;
+        self.next.catalog = Some(catalog);
+        self.next.tickets.push((ticket, Some(id)));
+        Ok(())
+    }
+
+    fn volume_delete(&mut self, ticket: Ticket, name: &str) -> Result<(), Refusal> {
+        let mut catalog = self.newest_catalog();
+        let volume = catalog.delete(name).map_err(Refusal::Catalog)?;
+        self.next.catalog = Some(catalog);
+        self.next.tickets.push((ticket, Some(volume.id)));
+        Ok(())
+    }
+
+    /// The catalog with every change that is under way.
+    fn newest_catalog(&self) -> crate::catalog::Catalog {
+        let sealed = self.points.iter().rev().find_map(|point| point.catalog());
+        self.next.catalog.as_ref().or(sealed).unwrap_or(&self.catalog).clone()
+    }
+
+    fn promote(&mut self, ticket: Ticket, force: bool) -> Result<(), Refusal> {
+        if self.role == Role::Primary {
+            return Err(Refusal::NotSecondary);
+        }
+        if self.promoting.is_some() {
+            return Err(Refusal::SessionEnding);
+        }
+        if self.peer.is_up() {
+            if !force {
+                return Err(Refusal::PrimaryConnected);
+            }
+            self.close_peer("this side is promoted");
+        }
+        self.promoting = Some(ticket);
+        Ok(())
+    }
+
+    /// Opens the new term once the last session is over and all that was applied is durable.
+    pub(super) fn finish_promotion(&mut self) {
+        let settled = self.peer.is_absent() && self.points.iter().all(|point| point.cp <= self.committed);
+        let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled) else { return };
+        let last = self.committed;
+        self.role = Role::Primary;
+        let term = Term(self.superblock.term.0 + 1);
+        self.superblock.term = term;
+        self.superblock.history.push(TermStart { term, first: last.next() });
+        if self.superblock.history.len() > crate::limits::HISTORY_MAX {
+            self.superblock.history.remove(0);
+        }
+        self.superblock.secondary = false;
+        self.superblock.alone_since = Some(last.next());
+        self.superblock.base_given_up = false;
+        self.write_superblock(Then::Promoted(ticket, last));
+    }
+
+    pub(super) fn promoted(&mut self, ticket: Ticket, last: CpNumber) {
+        self.promoting = None;
+        self.points.clear();
+        self.open = last.next();
+        // The old primary has this side's CPs up to here at least: what they free waits for its return.
+        self.peer.durable = last;
+        self.peer.alone = true;
+        self.going_alone = true;
+        let term = self.superblock.term;
+        self.order_all(&Order::Lead(term));
+        self.announce_commit();
+        self.publish_catalog();
+        self.act(CoordinatorAction::OpenGate(self.open));
+        self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last)));
+        self.log(format!("promoted: primary of term {term} from CP {}", last.next()));
+    }
+
+    fn stop(&mut self, ticket: Ticket) -> Result<(), Refusal> {
+        if self.stopping.is_some() {
+            return Err(Refusal::Stopping);
+        }
+        if self.failed {
+            self.act(CoordinatorAction::Reply(ticket, Reply::Stopped));
+            return Ok(());
+        }
+        let unsettled = ShardSet::all(self.superblock.geometry.shards);
+        self.stopping = Some(Stopping { ticket, settling: false, unsettled });
+        self.act(CoordinatorAction::Hold(true));
+        Ok(())
+    }
+
+    /// Commits what is staged, has the shards settle, and marks the store clean.
+    pub(super) fn finish_stop(&mut self) {
+        let sealed = self.closing || (self.role == Role::Primary && !self.open_is_empty);
+        let committed = self.points.iter().all(|point| point.cp <= self.committed);
+        let Some(stopping) = &mut self.stopping else { return };
+        if sealed || !committed {
+            return;
+        }
+        if !std::mem::replace(&mut stopping.settling, true) {
+            self.order_all(&Order::Settle);
+            return;
+        }
+        if stopping.unsettled.is_empty() && !self.superblock.clean {
+            let ticket = stopping.ticket;
+            self.superblock.clean = true;
+            self.write_superblock(Then::Stopped(ticket));
+        }
+    }
+}
+
+impl From<CatalogError> for Refusal {
+    fn from(error: CatalogError) -> Refusal {
+        Refusal::Catalog(error)
+    }
+}

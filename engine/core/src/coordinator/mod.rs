@@ -1,0 +1,393 @@
+//! The coordinator: one for each node. It opens and seals CPs, knows which are durable, confirmed and committed, answers
+//! flushes as the replication mode says, and speaks with the peer's coordinator.
+//!
+//! ```text
+//!   open -> sealed -> written -> durable (one flush) -> committed here        points.rs
+//!                 \-> received -> durable on the secondary -> confirmed       peer.rs
+//! ```
+//!
+//! Invariants: CP numbers have no gaps; a CP is committed here when all participants' writes are durable and the CP
+//! before it is committed (R3); a flush is answered only as R5 says; a change of term, of being alone, or of the base
+//! being given up is durable before anything is answered because of it.
+
+mod commands;
+mod peer;
+mod points;
+mod superblock_job;
+
+use std::collections::VecDeque;
+
+use crate::catalog::Catalog;
+use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Report, Ticket};
+use crate::message::Role;
+use crate::request::Tag;
+use crate::superblock::Superblock;
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, VolumeId};
+
+use peer::Peer;
+use points::Point;
+use superblock_job::SuperblockJob;
+
+/// When a flush is answered (R5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replication {
+    /// Committed on both sides.
+    Sync,
+    /// Committed here, and whole in the secondary's memory.
+    SemiSync,
+    /// Committed here, and the secondary at most the lag behind.
+    Async,
+}
+
+/// What to do when the peer is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnPeerLoss {
+    /// Wait for it.
+    Stall,
+    /// Carry on alone, after saying so in the store.
+    Continue,
+}
+
+/// What the operator chose.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoordinatorOptions {
+    /// A peer is configured.
+    pub paired: bool,
+    /// When a flush is answered.
+    pub replication: Replication,
+    /// What to do when the peer is lost.
+    pub on_peer_loss: OnPeerLoss,
+    /// Longest time that a staged write waits for its CP, in nanoseconds.
+    pub cp_interval_ns: u64,
+    /// Most CPs sealed and not answered at a time.
+    pub points_in_flight: usize,
+    /// Silence after which the peer is lost, in nanoseconds.
+    pub peer_timeout_ns: u64,
+    /// Async: most CPs that the secondary may be behind.
+    pub lag_points: u64,
+    /// Async: most bytes.
+    pub lag_bytes: u64,
+    /// Async: longest time, in nanoseconds.
+    pub lag_ns: u64,
+}
+
+/// What recovery found, as far as the coordinator needs it.
+#[derive(Clone, Debug)]
+pub struct CoordinatorImage {
+    /// The superblock, as it is on the device.
+    pub superblock: Superblock,
+    /// The catalog of the last committed CP.
+    pub catalog: Catalog,
+    /// The last committed CP.
+    pub committed: CpNumber,
+    /// The last CP known to be committed on both sides.
+    pub base: CpNumber,
+    /// Each shard's root at the last committed CP.
+    pub roots: Vec<Root>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Coordinator {
+    options: CoordinatorOptions,
+    role: Role,
+    superblock: Superblock,
+    superblock_job: SuperblockJob,
+    catalog: Catalog,
+    failed: bool,
+    now: Instant,
+    open_is_empty: bool,
+
+    /// The CP that takes admissions; the gate is being closed if `closing`.
+    open: CpNumber,
+    open_since: Option<Instant>,
+    closing: bool,
+    want_seal: bool,
+    want_reap: Vec<ShardId>,
+    next: NextPoint,
+    /// Sealed or arrived, and not yet committed on both sides.
+    points: VecDeque<Point>,
+    committed: CpNumber,
+    /// Each shard's root at `committed`.
+    roots: Vec<Root>,
+    flush: Option<(IoToken, CpNumber)>,
+    flush_waiters: VecDeque<(CpNumber, Tag)>,
+    checkpoint_waiters: VecDeque<(CpNumber, Ticket)>,
+    holding: bool,
+
+    peer: Peer,
+    /// The superblock is being told that this side carries on alone.
+    going_alone: bool,
+    stopping: Option<Stopping>,
+    promoting: Option<Ticket>,
+    io_next: u64,
+    actions: VecDeque<CoordinatorAction>,
+}
+
+/// What the next CP has to carry besides data.
+#[derive(Debug, Default)]
+struct NextPoint {
+    name: Option<String>,
+    catalog: Option<Catalog>,
+    tickets: Vec<(Ticket, Option<VolumeId>)>,
+}
+
+#[derive(Debug)]
+struct Stopping {
+    ticket: Ticket,
+    settling: bool,
+    unsettled: ShardSet,
+}
+
+/// What `twinpoint status` shows of the coordinator. Versioned by the tool that prints it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CoordinatorStatus {
+    /// Primary or secondary.
+    pub role: Role,
+    /// The term.
+    pub term: u64,
+    /// The CP that takes writes now.
+    pub open: CpNumber,
+    /// The last CP committed here.
+    pub committed: CpNumber,
+    /// The last CP whole in the secondary's memory.
+    pub received: CpNumber,
+    /// The last CP durable on the secondary.
+    pub confirmed: CpNumber,
+    /// The last CP committed on both sides.
+    pub base: CpNumber,
+    /// The store's root at `committed`.
+    pub root: Root,
+    /// CPs sealed and not confirmed by the secondary.
+    pub lag_points: u64,
+    /// Their bytes, as far as known: CPs sealed since this process began.
+    pub lag_bytes: u64,
+    /// Age of the oldest of them, in nanoseconds.
+    pub lag_ns: u64,
+    /// The peer, in one word: none, connected, catching-up, absent, diverged.
+    pub peer: &'static str,
+    /// Carrying on without the peer since this CP.
+    pub alone_since: Option<CpNumber>,
+    /// The base was given up: the peer has to be copied anew.
+    pub base_given_up: bool,
+    /// Writers wait because of the lag.
+    pub holding: bool,
+    /// The store has failed.
+    pub failed: bool,
+}
+
+impl Coordinator {
+    /// A coordinator for a store as recovery found it. Take its actions before the first event.
+    #[must_use]
+    pub fn new(image: CoordinatorImage, role: Role, options: CoordinatorOptions, now: Instant) -> Coordinator {
+        let known = image.base;
+        let mut coordinator = Coordinator {
+            role,
+            open: image.committed.next(),
+            open_since: None,
+            closing: false,
+            want_seal: false,
+            want_reap: Vec::new(),
+            next: NextPoint::default(),
+            points: VecDeque::new(),
+            committed: image.committed,
+            roots: image.roots,
+            flush: None,
+            flush_waiters: VecDeque::new(),
+            checkpoint_waiters: VecDeque::new(),
+            holding: false,
+            peer: Peer::new(known, now),
+            going_alone: false,
+            stopping: None,
+            promoting: None,
+            superblock: image.superblock,
+            superblock_job: SuperblockJob::default(),
+            catalog: image.catalog,
+            failed: false,
+            now,
+            open_is_empty: true,
+            io_next: 0,
+            actions: VecDeque::new(),
+            options,
+        };
+        coordinator.begin();
+        coordinator
+    }
+
+    /// Takes an event in. `open_is_empty` tells whether the gate has seen no write with the open CP's number.
+    pub fn handle(&mut self, now: Instant, open_is_empty: bool, event: CoordinatorEvent) {
+        self.now = now;
+        self.open_is_empty = open_is_empty;
+        if open_is_empty {
+            self.open_since = None;
+        } else if self.open_since.is_none() {
+            self.open_since = Some(now);
+        }
+        match event {
+            CoordinatorEvent::Flush(tag) => self.flush_asked(tag),
+            CoordinatorEvent::Quiesced { cp, participants } => self.quiesced(cp, participants),
+            CoordinatorEvent::Report(shard, report) => self.report(shard, report),
+            CoordinatorEvent::Done { io, result } => self.done(io, result),
+            CoordinatorEvent::Command(ticket, command) => self.command(ticket, command),
+            CoordinatorEvent::PeerHello(ticket, hello) => self.peer_hello(ticket, &hello),
+            CoordinatorEvent::PeerUp(session) => self.peer_up(*session),
+            CoordinatorEvent::PeerMessage(bytes) => self.peer_message(&bytes),
+            CoordinatorEvent::PeerDown(reason) => self.peer_down(&reason),
+            CoordinatorEvent::Tick => {}
+        }
+        self.upkeep();
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<CoordinatorAction> {
+        self.actions.pop_front()
+    }
+
+    /// When [`CoordinatorEvent::Tick`] is wanted at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let seal = (!self.closing).then_some(self.open_since).flatten();
+        let seal = seal.map(|since| since.after(self.options.cp_interval_ns));
+        seal.into_iter().chain(self.peer_timeout()).min()
+    }
+
+    /// What the operator sees.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> CoordinatorStatus {
+        let lag = self.lag(now);
+        CoordinatorStatus {
+            role: self.role,
+            term: self.superblock.term.0,
+            open: self.open,
+            committed: self.committed,
+            received: self.peer.received,
+            confirmed: self.peer.durable,
+            base: self.base(),
+            root: self.store_root(),
+            lag_points: lag.points,
+            lag_bytes: lag.bytes,
+            lag_ns: lag.age_ns,
+            peer: self.peer_word(),
+            alone_since: self.superblock.alone_since,
+            base_given_up: self.superblock.base_given_up,
+            holding: self.holding,
+            failed: self.failed,
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.role == Role::Primary {
+            if self.options.paired && !self.superblock.paired {
+                self.superblock.paired = true;
+            }
+            self.order_all(&Order::Lead(self.superblock.term));
+        }
+        // From now on the store is in use: a stop that is not clean shows.
+        self.superblock.clean = false;
+        self.superblock.secondary = self.role == Role::Secondary;
+        self.write_superblock(superblock_job::Then::Serve);
+    }
+
+    /// The superblock says that the store is in use: open the gate.
+    fn serve(&mut self) {
+        self.publish_catalog();
+        if self.role == Role::Primary {
+            self.act(CoordinatorAction::OpenGate(self.open));
+        }
+    }
+
+    fn upkeep(&mut self) {
+        if self.failed {
+            return;
+        }
+        self.watch_peer();
+        self.watch_lag();
+        self.seal_when_due();
+        self.finish_promotion();
+        self.finish_stop();
+        self.pump_superblock();
+    }
+
+    fn report(&mut self, shard: ShardId, report: Report) {
+        match report {
+            Report::Sealed { cp, root, data_bytes, delta_bytes } => self.sealed(shard, cp, root, data_bytes, delta_bytes),
+            Report::Written { cp } => self.written(shard, cp),
+            Report::Arrived { cp, participants, committed: _, base, catalog } => {
+                self.arrived(shard, cp, participants, base, catalog);
+            }
+            Report::Applied { cp, root } => self.applied(shard, cp, root),
+            Report::Diverged { cp, segments } => self.diverged(shard, cp, segments),
+            Report::WantSeal => self.want_seal = true,
+            Report::WantReap => {
+                if !self.want_reap.contains(&shard) {
+                    self.want_reap.push(shard);
+                }
+            }
+            Report::HeldByBase => self.held_by_base(),
+            Report::CaughtUp => self.peer.caught_up(shard),
+            Report::Failed => self.fail("the device failed a write, a read of metadata, or a flush"),
+            Report::SessionEnded => self.session_ended(shard),
+            Report::Settled => {
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.unsettled.remove(shard);
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, io: IoToken, result: Result<(), IoFailure>) {
+        if result.is_err() {
+            self.fail("the device failed a flush or a superblock write");
+            return;
+        }
+        if self.flush.is_some_and(|(token, _)| token == io) {
+            self.flushed();
+        } else {
+            self.superblock_step_done(io);
+        }
+    }
+
+    /// Sticky (R9): nothing is answered well any more until the store was opened again.
+    fn fail(&mut self, what: &str) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        self.log(format!("store failed: {what}; no write is kept from now on. Check the device, then restart."));
+        for (_, tag) in std::mem::take(&mut self.flush_waiters) {
+            self.act(CoordinatorAction::AnswerFlush(tag, false));
+        }
+        for (_, ticket) in std::mem::take(&mut self.checkpoint_waiters) {
+            self.refuse(ticket, Refusal::StoreFailed);
+        }
+        for (ticket, _) in std::mem::take(&mut self.next.tickets) {
+            self.refuse(ticket, Refusal::StoreFailed);
+        }
+        self.order_all(&Order::Fail);
+        self.act(CoordinatorAction::ClosePeer("this store failed".to_owned()));
+    }
+
+    fn order_all(&mut self, order: &Order) {
+        for shard in 0..self.superblock.geometry.shards {
+            self.act(CoordinatorAction::Order(ShardId(shard), order.clone()));
+        }
+    }
+
+    fn publish_catalog(&mut self) {
+        let volumes = self.catalog.volumes.iter().map(|volume| volume.id).collect();
+        self.order_all(&Order::Catalog(volumes));
+        self.act(CoordinatorAction::Publish(self.catalog.clone(), self.role == Role::Primary));
+    }
+
+    fn act(&mut self, action: CoordinatorAction) {
+        self.actions.push_back(action);
+    }
+
+    fn log(&mut self, text: String) {
+        self.act(CoordinatorAction::Log(text));
+    }
+
+    fn start(&mut self) -> IoToken {
+        self.io_next += 1;
+        IoToken(self.io_next)
+    }
+}

@@ -1,0 +1,414 @@
+//! The session with the peer's coordinator: who it is, how far it is, and what happens when it is lost.
+//!
+//! Invariants: a session begins only when nothing of the last one is left in any shard; a message of another term is
+//! refused (R8); carrying on alone begins when the superblock says so; a root that differs ends replication until an
+//! operator acts (R6).
+
+use super::superblock_job::Then;
+use super::{Coordinator, OnPeerLoss, Replication};
+use crate::contract::{CoordinatorAction, Order, PeerSession, Refusal, Reply, Ticket};
+use crate::message::{Hello, PeerMessage, Role};
+use crate::session::judge;
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, Term, VolumeId};
+
+/// What is known of the peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    state: State,
+    /// Primary: whole in the peer's memory. Secondary: applied here.
+    pub received: CpNumber,
+    /// Durable on the secondary.
+    pub durable: CpNumber,
+    /// Secondary: ordered to be applied.
+    pub ordered: CpNumber,
+    /// Secondary: what the primary said is committed on both sides.
+    pub told_base: CpNumber,
+    /// Secondary: what the primary said is committed there.
+    told_committed: CpNumber,
+    /// Primary: carrying on without it.
+    pub alone: bool,
+    heard: Instant,
+    spoke: Instant,
+    lanes_behind: ShardSet,
+    diverged: Option<CpNumber>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Absent,
+    Up,
+    /// Shards that have not ended the session yet.
+    Ending(ShardSet),
+}
+
+/// How far the secondary is behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Lag {
+    pub points: u64,
+    pub bytes: u64,
+    pub age_ns: u64,
+}
+
+impl Peer {
+    pub(super) fn new(base: CpNumber, now: Instant) -> Peer {
+        Peer {
+            state: State::Absent,
+            received: base,
+            durable: base,
+            ordered: base,
+            told_base: base,
+            told_committed: base,
+            alone: false,
+            heard: now,
+            spoke: now,
+            lanes_behind: ShardSet::default(),
+            diverged: None,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
+    pub(super) fn is_absent(&self) -> bool {
+        self.state == State::Absent
+    }
+
+    pub(super) fn caught_up(&mut self, shard: ShardId) {
+        self.lanes_behind.remove(shard);
+    }
+}
+
+impl Coordinator {
+    /// What this side says of itself.
+    pub(super) fn hello(&self) -> Hello {
+        let base = match self.role {
+            Role::Primary => self.base(),
+            Role::Secondary => self.peer.told_base.max(self.peer.told_committed),
+        };
+        Hello {
+            role: self.role,
+            store: self.superblock.store,
+            geometry: self.superblock.geometry,
+            term: self.superblock.term,
+            history: self.superblock.history.clone(),
+            last: self.committed,
+            base: base.min(self.peer.told_committed.max(self.committed)),
+            roots: self.roots.clone(),
+        }
+    }
+
+    /// Secondary: a primary says hello. Agreed, its term and history become ours before it hears so.
+    pub(super) fn peer_hello(&mut self, ticket: Ticket, theirs: &Hello) {
+        if let Some(cp) = self.peer.diverged {
+            self.refuse(ticket, Refusal::RootDiffers(cp));
+            return;
+        }
+        if self.peer.is_up() {
+            self.close_peer("the primary opened another session");
+        }
+        let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
+        if !self.peer.is_absent() || points_under_way || self.promoting.is_some() || self.failed {
+            self.refuse(ticket, Refusal::SessionEnding);
+            return;
+        }
+        match judge(theirs, &self.hello()) {
+            Ok(_) => {}
+            Err(Refusal::Rewind(cp)) => {
+                self.log(format!("CPs after {cp} were never answered on the primary: going back to CP {cp}"));
+                self.refuse(ticket, Refusal::Rewind(cp));
+                self.act(CoordinatorAction::Restart(cp));
+                return;
+            }
+            Err(refusal) => {
+                self.refuse(ticket, refusal);
+                return;
+            }
+        }
+        if theirs.term > self.superblock.term || !self.superblock.paired || !self.superblock.secondary {
+            self.superblock.term = theirs.term;
+            self.superblock.history.clone_from(&theirs.history);
+            self.superblock.paired = true;
+            self.superblock.secondary = true;
+            self.write_superblock(Then::Hello(ticket));
+        } else {
+            self.answer_hello(ticket);
+        }
+    }
+
+    /// Secondary: says hello to a primary that was found good.
+    pub(super) fn answer_hello(&mut self, ticket: Ticket) {
+        let reply = if self.peer.is_absent() {
+            Reply::Hello(Box::new(self.hello()))
+        } else {
+            Reply::Refused(Refusal::SessionEnding)
+        };
+        self.act(CoordinatorAction::Reply(ticket, reply));
+    }
+
+    /// Primary: may a secondary that said this follow?
+    pub(super) fn judge_peer(&mut self, theirs: &Hello) -> Result<CpNumber, Refusal> {
+        if let Some(cp) = self.peer.diverged {
+            return Err(Refusal::RootDiffers(cp));
+        }
+        if !self.peer.is_absent() || self.failed {
+            return Err(Refusal::SessionEnding);
+        }
+        let verdict = judge(&self.hello(), theirs);
+        if let Err(Refusal::StaleTerm { ours, .. }) = verdict {
+            self.superblock.deposed_by = Some(Term(ours));
+            self.log(format!(
+                "term {ours} was opened elsewhere: this store was deposed as primary of term {}; restart it with \
+                 --role secondary",
+                self.superblock.term
+            ));
+            self.write_superblock(Then::Nothing);
+            self.pump_superblock();
+            self.fail("deposed");
+        }
+        verdict
+    }
+
+    pub(super) fn peer_up(&mut self, session: PeerSession) {
+        if !self.peer.is_absent() || self.failed {
+            self.act(CoordinatorAction::ClosePeer("a session is there already".to_owned()));
+            return;
+        }
+        let shards = self.superblock.geometry.shards;
+        let from = match self.role {
+            Role::Primary => session.hello.last,
+            Role::Secondary => self.committed,
+        };
+        self.peer.state = State::Up;
+        (self.peer.heard, self.peer.spoke) = (self.now, self.now);
+        self.peer.lanes_behind = ShardSet::all(shards);
+        self.peer.received = from;
+        self.peer.ordered = from;
+        self.peer.durable = match self.role {
+            Role::Primary => self.peer.durable.max(from),
+            Role::Secondary => from,
+        };
+        if self.role == Role::Secondary {
+            self.order_all(&Order::Follow(self.superblock.term));
+        }
+        for (index, (lend, lent_blocks)) in session.lanes.into_iter().enumerate() {
+            let root = match self.role {
+                Role::Primary => session.hello.roots[index],
+                Role::Secondary => self.roots[index],
+            };
+            let shard = ShardId(u16::try_from(index).expect("a lane for each shard"));
+            self.act(CoordinatorAction::Order(shard, Order::LaneUp { lend, lent_blocks, from, root }));
+        }
+        self.log(format!("peer connected, going on from CP {from}"));
+        match self.role {
+            Role::Primary => self.announce_commit(),
+            Role::Secondary => self.post_progress(),
+        }
+    }
+
+    pub(super) fn peer_message(&mut self, bytes: &[u8]) {
+        if !self.peer.is_up() {
+            return;
+        }
+        self.peer.heard = self.now;
+        let ours = self.superblock.term;
+        match (self.role, PeerMessage::decode(bytes)) {
+            (Role::Primary, Ok(PeerMessage::Progress { term, received, durable })) if term == ours => {
+                self.progress(received, durable);
+            }
+            (Role::Primary, Ok(PeerMessage::Diverged { term, cp, shard, segments })) if term == ours => {
+                self.diverged(shard, cp, segments);
+            }
+            (Role::Secondary, Ok(PeerMessage::Committed { term, committed, base })) if term == ours => {
+                if base > committed {
+                    self.close_peer("a base after the last commit");
+                    return;
+                }
+                let before = self.base();
+                self.peer.told_committed = self.peer.told_committed.max(committed);
+                self.peer.told_base = self.peer.told_base.max(base);
+                if self.base() > before {
+                    self.announce_commit();
+                }
+            }
+            (_, Ok(PeerMessage::Heartbeat { term })) if term == ours => {}
+            _ => self.close_peer("a message that cannot be read, or of another term"),
+        }
+    }
+
+    pub(super) fn peer_down(&mut self, reason: &str) {
+        if !self.peer.is_up() {
+            return;
+        }
+        self.log(format!("peer lost: {reason}"));
+        self.peer.state = State::Ending(ShardSet::all(self.superblock.geometry.shards));
+        self.forget_arrived_points();
+        self.order_all(&Order::SessionEnd);
+    }
+
+    pub(super) fn session_ended(&mut self, shard: ShardId) {
+        let State::Ending(mut waiting) = self.peer.state else { panic!("no session ends") };
+        waiting.remove(shard);
+        self.peer.state = if waiting.is_empty() { State::Absent } else { State::Ending(waiting) };
+    }
+
+    /// Ends the session; the shell answers with [`crate::contract::CoordinatorEvent::PeerDown`].
+    pub(super) fn close_peer(&mut self, reason: &str) {
+        self.act(CoordinatorAction::ClosePeer(reason.to_owned()));
+        self.peer_down(reason);
+    }
+
+    /// The roots differ: named loudly, and replication stops (R6).
+    pub(super) fn diverged(&mut self, shard: ShardId, cp: CpNumber, segments: Vec<(VolumeId, u64, Root)>) {
+        self.peer.diverged = Some(cp);
+        let named: Vec<String> =
+            segments.iter().map(|(volume, segment, root)| format!("volume {volume} segment {segment} ({root})")).collect();
+        let named = if named.is_empty() { "the map as it was there".to_owned() } else { named.join(", ") };
+        self.log(format!(
+            "ROOTS DIFFER at CP {cp} in shard {shard}: {named}. Replication stops; run `twinpoint verify` on both stores"
+        ));
+        if self.role == Role::Secondary {
+            let term = self.superblock.term;
+            self.post(&PeerMessage::Diverged { term, cp, shard, segments });
+        }
+        self.close_peer("the roots differ");
+    }
+
+    /// Heartbeats, loss by silence, and carrying on alone.
+    pub(super) fn watch_peer(&mut self) {
+        if self.peer.is_up() {
+            if self.now.since(self.peer.heard) >= self.options.peer_timeout_ns {
+                self.close_peer("no word within --peer-timeout");
+                return;
+            }
+            if self.now.since(self.peer.spoke) >= self.heartbeat_ns() {
+                let term = self.superblock.term;
+                self.post(&PeerMessage::Heartbeat { term });
+            }
+            self.watch_rejoin();
+        } else if self.may_go_alone() && self.now.since(self.peer.heard) >= self.options.peer_timeout_ns {
+            self.superblock.alone_since.get_or_insert(self.committed.next());
+            self.log(format!("carrying on alone from CP {}", self.committed.next()));
+            // Marked now so that it is written once; flushes wait until it is durable.
+            self.peer.lanes_behind = ShardSet::default();
+            self.going_alone = true;
+            self.write_superblock(Then::Alone);
+        }
+    }
+
+    /// Writers wait while an asynchronous secondary is further behind than declared.
+    pub(super) fn watch_lag(&mut self) {
+        let bounded = self.role == Role::Primary
+            && self.options.paired
+            && self.options.replication == Replication::Async
+            && !self.peer.alone;
+        let lag = self.lag(self.now);
+        let over = lag.points >= self.options.lag_points
+            || lag.bytes >= self.options.lag_bytes
+            || lag.age_ns >= self.options.lag_ns;
+        let hold = bounded && over;
+        if hold != self.holding {
+            self.holding = hold;
+            self.act(CoordinatorAction::Hold(hold));
+        }
+    }
+
+    pub(super) fn lag(&self, now: Instant) -> Lag {
+        if self.role != Role::Primary || !self.superblock.paired {
+            return Lag::default();
+        }
+        let behind = self.points.iter().filter(|point| point.cp > self.peer.durable);
+        let oldest = behind.clone().next().map(|point| point.since);
+        Lag {
+            points: self.open.previous().0 - self.peer.durable.0.min(self.open.previous().0),
+            bytes: behind.map(|point| point.bytes).sum(),
+            age_ns: oldest.map_or(0, |since| now.since(since)),
+        }
+    }
+
+    pub(super) fn peer_timeout(&self) -> Option<Instant> {
+        if self.failed {
+            return None;
+        }
+        if self.peer.is_up() {
+            let lost = self.peer.heard.after(self.options.peer_timeout_ns);
+            let speak = self.peer.spoke.after(self.heartbeat_ns());
+            let oldest = self.points.iter().find(|point| point.cp > self.peer.durable);
+            let lagging = (self.options.replication == Replication::Async && !self.holding)
+                .then_some(oldest)
+                .flatten()
+                .map(|point| point.since.after(self.options.lag_ns));
+            return Some(lost.min(speak)).into_iter().chain(lagging).min();
+        }
+        self.may_go_alone().then(|| self.peer.heard.after(self.options.peer_timeout_ns))
+    }
+
+    pub(super) fn peer_word(&self) -> &'static str {
+        match (self.peer.diverged, self.peer.state) {
+            (Some(_), _) => "diverged",
+            _ if !self.options.paired && self.role == Role::Primary => "none",
+            (_, State::Up) if self.role == Role::Primary && !self.peer.lanes_behind.is_empty() => "catching-up",
+            (_, State::Up) => "connected",
+            _ => "absent",
+        }
+    }
+
+    pub(super) fn post(&mut self, message: &PeerMessage) {
+        self.peer.spoke = self.now;
+        self.act(CoordinatorAction::PeerPost(message.encode()));
+    }
+
+    pub(super) fn post_progress(&mut self) {
+        if self.peer.is_up() && self.role == Role::Secondary {
+            let (term, received, durable) = (self.superblock.term, self.peer.received, self.peer.durable);
+            self.post(&PeerMessage::Progress { term, received, durable });
+        }
+    }
+
+    fn progress(&mut self, received: CpNumber, durable: CpNumber) {
+        let newest = self.open.previous();
+        if durable > received || received > newest {
+            self.close_peer("progress that cannot be");
+            return;
+        }
+        let (now, before) = (self.now, self.peer.durable);
+        self.peer.received = self.peer.received.max(received);
+        self.peer.durable = self.peer.durable.max(durable);
+        let confirmed = self.points.iter().filter(|point| point.cp > before && point.cp <= durable);
+        let times: Vec<u64> = confirmed.map(|point| now.since(point.since)).collect();
+        for confirmed_ns in times {
+            self.act(CoordinatorAction::Confirmed { confirmed_ns });
+        }
+        if self.peer.durable > before {
+            self.announce_commit();
+        } else {
+            self.answer_waiters();
+        }
+    }
+
+    /// The peer has all again: from now on flushes wait for it as the mode says.
+    fn watch_rejoin(&mut self) {
+        let in_step = self.role == Role::Primary && self.peer.alone && self.peer.durable >= self.committed;
+        if in_step {
+            self.peer.alone = false;
+            self.going_alone = false;
+            self.superblock.alone_since = None;
+            self.superblock.base_given_up = false;
+            self.log(format!("the peer is in step again at CP {}", self.committed));
+            self.write_superblock(Then::Nothing);
+        }
+    }
+
+    fn may_go_alone(&self) -> bool {
+        self.role == Role::Primary
+            && self.options.paired
+            && self.options.on_peer_loss == OnPeerLoss::Continue
+            && !self.peer.is_up()
+            && !self.peer.alone
+            && !self.going_alone
+    }
+
+    fn heartbeat_ns(&self) -> u64 {
+        self.options.peer_timeout_ns / 4
+    }
+}

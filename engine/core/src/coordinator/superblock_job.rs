@@ -1,0 +1,106 @@
+//! Writes the superblock: first copy, flush, second copy, flush. Then does what waited for it.
+//!
+//! Invariant: one writing at a time; what waits for a change runs only when both copies that hold it are durable, so
+//! a torn or rotten copy never brings an older state back.
+
+use super::Coordinator;
+use crate::contract::{CoordinatorAction, IoToken, Reply, Ticket};
+use crate::geometry::Geometry;
+use crate::units::CpNumber;
+
+/// The writing under way, and what is still to be written.
+#[derive(Debug, Default)]
+pub(super) struct SuperblockJob {
+    /// Waits for the next writing.
+    queued: Vec<Then>,
+    under_way: Option<UnderWay>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    io: IoToken,
+    step: u8,
+    bytes: Vec<u8>,
+    then: Vec<Then>,
+}
+
+/// What happens once the superblock is durable.
+#[derive(Clone, Debug)]
+pub(super) enum Then {
+    /// The node may serve.
+    Serve,
+    /// The primary carries on alone.
+    Alone,
+    /// Blocks since the base may be reused.
+    BaseGivenUp,
+    /// The secondary is this side's peer; answer its hello.
+    Hello(Ticket),
+    /// The new term is open.
+    Promoted(Ticket, CpNumber),
+    /// Stopped cleanly.
+    Stopped(Ticket),
+    /// Nothing waits.
+    Nothing,
+}
+
+impl Coordinator {
+    /// Has the superblock, as it is in memory, written; then does what is given.
+    pub(super) fn write_superblock(&mut self, then: Then) {
+        self.superblock_job.queued.push(then);
+    }
+
+    /// Starts a writing if one is wanted and none is under way.
+    pub(super) fn pump_superblock(&mut self) {
+        if self.superblock_job.under_way.is_some() || self.superblock_job.queued.is_empty() {
+            return;
+        }
+        self.superblock.sequence += 1;
+        self.superblock.committed = self.committed;
+        self.superblock.base = self.base();
+        let bytes = self.superblock.encode();
+        let then = std::mem::take(&mut self.superblock_job.queued);
+        let io = self.start();
+        let block = Geometry::superblock_copies()[0];
+        self.act(CoordinatorAction::WriteMetadata { io, block, bytes: bytes.clone() });
+        self.superblock_job.under_way = Some(UnderWay { io, step: 0, bytes, then });
+    }
+
+    pub(super) fn superblock_step_done(&mut self, io: IoToken) {
+        let mut job = self.superblock_job.under_way.take().expect("only a flush and this are under way");
+        assert_eq!(job.io, io, "an answer to nothing that was asked");
+        job.step += 1;
+        match job.step {
+            1 | 3 => {
+                job.io = self.start();
+                self.act(CoordinatorAction::Flush { io: job.io });
+            }
+            2 => {
+                job.io = self.start();
+                let block = Geometry::superblock_copies()[1];
+                self.act(CoordinatorAction::WriteMetadata { io: job.io, block, bytes: job.bytes.clone() });
+            }
+            _ => {
+                for then in job.then {
+                    self.superblock_written(then);
+                }
+                return;
+            }
+        }
+        self.superblock_job.under_way = Some(job);
+    }
+
+    fn superblock_written(&mut self, then: Then) {
+        match then {
+            Then::Serve => self.serve(),
+            Then::Alone => {
+                self.peer.alone = true;
+                self.answer_waiters();
+            }
+            Then::BaseGivenUp => self.announce_commit(),
+            Then::Hello(ticket) => self.answer_hello(ticket),
+            Then::Promoted(ticket, last) => self.promoted(ticket, last),
+            Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
+            Then::Nothing => {}
+        }
+    }
+}

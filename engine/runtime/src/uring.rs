@@ -1,0 +1,1101 @@
+//! A worker's one io_uring: the store's reads, writes and flushes, sockets, wake-ups and timeouts (steps 1, 4 and 6
+//! of the flow).
+//!
+//! ```text
+//!   operation(user_data, ..) -> slot -> submission queue -> kernel -> completion queue -> reap: user_data, result
+//! ```
+//!
+//! Invariants:
+//! - Every operation holds a slot from its call until its last completion was reaped. What the kernel reads besides
+//!   the user's data (iovecs, message headers, times) lies in the slot and does not move.
+//! - The bytes of an operation belong to the kernel until its last completion: their owner neither touches nor
+//!   frees them. The arena itself cannot go away: the ring holds it.
+//! - The ring is used by the thread that made it (it is not `Send`), so completions are run only when it asks.
+//! - Operations and slots are bounded by `in_flight_max`; at the bound an operation is [`UringError::Full`].
+//!
+//! Dropping the ring cancels what is in flight and waits for it, because the kernel writes into memory until then.
+//! If that fails, slots and arena are leaked rather than freed under the kernel's hands.
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use rdma_fallback::{Region, Span};
+
+use crate::buffers::Arena;
+
+/// Most parts of one vectored operation; the kernel's own limit (UIO_MAXIOV).
+pub const PARTS_MAX: usize = 1024;
+/// Most bytes of [`Part::Bytes`] in one send: they are copied.
+pub const COPIED_BYTES_MAX: usize = 64 << 10;
+/// The kernel's limit for one registered buffer.
+const REGISTERED_BYTES_MAX: usize = 1 << 30;
+/// The kernel's limit for a submission queue; the completion queue's is twice that.
+const SIZE_MAX: u32 = 32768;
+/// Slots beyond `in_flight_max` for the ring's own operations, so that a full ring can be cancelled.
+const SLOTS_RESERVED: usize = 64;
+/// How long a drop waits for what it cancelled.
+const DRAIN_ON_DROP: Duration = Duration::from_secs(10);
+/// The store is the first registered file.
+const STORE: Fixed = Fixed(0);
+
+const REQUIRED: [(u8, &str); 12] = [
+    (opcode::Read::CODE, "READ"),
+    (opcode::ReadFixed::CODE, "READ_FIXED"),
+    (opcode::Write::CODE, "WRITE"),
+    (opcode::WriteFixed::CODE, "WRITE_FIXED"),
+    (opcode::Writev::CODE, "WRITEV"),
+    (opcode::Fsync::CODE, "FSYNC"),
+    (opcode::Recv::CODE, "RECV"),
+    (opcode::SendMsg::CODE, "SENDMSG"),
+    (opcode::Accept::CODE, "ACCEPT"),
+    (opcode::PollAdd::CODE, "POLL_ADD"),
+    (opcode::Timeout::CODE, "TIMEOUT"),
+    (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+];
+
+/// Sizes of a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct UringOptions {
+    /// Operations collected for one system call, 1 to 32768; rounded up to a power of two.
+    pub entries: u32,
+    /// Most operations under way, 1 to 32768.
+    pub in_flight_max: u32,
+    /// Most bytes in one registered buffer, at most 1 GiB, a multiple of 4096. Smaller only in tests.
+    pub registered_bytes_max: usize,
+}
+
+impl Default for UringOptions {
+    fn default() -> UringOptions {
+        UringOptions {
+            entries: 256,
+            in_flight_max: 4096,
+            registered_bytes_max: REGISTERED_BYTES_MAX,
+        }
+    }
+}
+
+/// How long to wait for a completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// Until one is there, or this time is over.
+    For(Duration),
+    /// Until one is there.
+    Forever,
+}
+
+/// How much a receive waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Amount {
+    /// What is there, at least one byte.
+    Some,
+    /// All that was asked for, unless the connection ends.
+    All,
+}
+
+/// A part of a message to send.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// Copied at the call; for headers.
+    Bytes(&'a [u8]),
+    /// Sent from the arena; must stay unchanged until the completion.
+    Span(Span),
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// As given with the operation.
+    pub user_data: u64,
+    /// A count of bytes, a descriptor or an event mask; negative: an errno.
+    pub result: i32,
+    /// The kernel's flags; see [`Completion::has_more`].
+    pub flags: u32,
+}
+
+impl Completion {
+    /// Whether more completions of the same (multishot) operation follow.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        cqueue::more(self.flags)
+    }
+
+    /// The result, or the operation's error.
+    ///
+    /// # Errors
+    /// The errno that the kernel reported.
+    pub fn ok(&self) -> Result<u32, io::Error> {
+        u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
+    }
+}
+
+/// What a ring did since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UringCounters {
+    /// System calls.
+    pub enters: u64,
+    /// Operations begun.
+    pub operations: u64,
+    /// Completions reported.
+    pub completions: u64,
+}
+
+/// A ring with its slots.
+pub struct Uring {
+    // Closed before the slots and the arena below are freed; `drop` has emptied it by then.
+    ring: IoUring,
+    slots: Slots,
+    overflow: VecDeque<Completion>,
+    arena: Option<Arc<Region>>,
+    is_registered: bool,
+    registered_bytes_max: u64,
+    has_vectored_fixed: bool,
+    counters: UringCounters,
+    _this_thread_only: PhantomData<*const ()>,
+}
+
+impl Uring {
+    /// Makes a ring for the calling thread.
+    ///
+    /// # Errors
+    /// If the kernel forbids io_uring or lacks something of it.
+    ///
+    /// # Panics
+    /// If an option is outside its limits.
+    pub fn new(options: UringOptions) -> Result<Uring, UringError> {
+        let chunk = options.registered_bytes_max;
+        assert!(chunk > 0 && chunk <= REGISTERED_BYTES_MAX && chunk.is_multiple_of(4096));
+        let sizes = [options.entries, options.in_flight_max];
+        assert!(sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)), "a ring of {sizes:?}");
+        let slot_count = options.in_flight_max + SLOTS_RESERVED as u32;
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
+        builder.setup_taskrun_flag().setup_submit_all().setup_clamp().dontfork();
+        builder.setup_cqsize(slot_count.max(2 * options.entries).next_power_of_two());
+        let ring = builder.build(options.entries).map_err(refusal)?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(UringError::TooOld);
+        }
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe).map_err(refusal)?;
+        if let Some((_, name)) = REQUIRED.iter().find(|(code, _)| !probe.is_supported(*code)) {
+            return Err(UringError::Lacks { operation: name });
+        }
+        Ok(Uring {
+            ring,
+            slots: Slots {
+                all: (0..slot_count).map(|_| Slot::default()).collect(),
+                free: (0..slot_count).rev().collect(),
+            },
+            overflow: VecDeque::new(),
+            arena: None,
+            is_registered: false,
+            registered_bytes_max: chunk as u64,
+            has_vectored_fixed: probe.is_supported(opcode::WritevFixed::CODE),
+            counters: UringCounters::default(),
+            _this_thread_only: PhantomData,
+        })
+    }
+
+    /// Gives the ring its arena, and registers it: the kernel then pins its memory once, not at each operation.
+    ///
+    /// # Errors
+    /// [`UringError::LockedMemory`] if the process may not pin so much; then operations on spans work too, slower.
+    pub fn register_arena(&mut self, arena: &Arena) -> Result<(), UringError> {
+        assert!(self.arena.is_none(), "a ring has one arena");
+        let region = Arc::clone(arena.region());
+        let chunk = self.registered_bytes_max as usize;
+        let buffers: Vec<libc::iovec> = (0..region.len())
+            .step_by(chunk)
+            .map(|offset| libc::iovec {
+                iov_base: region.base().wrapping_add(offset).cast(),
+                iov_len: chunk.min(region.len() - offset),
+            })
+            .collect();
+        let bytes = region.len() as u64;
+        self.arena = Some(region);
+        // SAFETY: the buffers lie in the region, which `self.arena` keeps mapped until the ring is closed.
+        match unsafe { self.ring.submitter().register_buffers(&buffers) } {
+            Ok(()) => {
+                self.is_registered = true;
+                Ok(())
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                Err(UringError::LockedMemory { bytes })
+            }
+            Err(error) => Err(system(&error)),
+        }
+    }
+
+    /// Registers descriptors; the first is the store. The ring keeps their files open.
+    ///
+    /// # Errors
+    /// If the kernel refuses them.
+    pub fn register_files(&mut self, descriptors: &[RawFd]) -> Result<(), UringError> {
+        self.ring.submitter().register_files(descriptors).map_err(|error| system(&error))
+    }
+
+    /// Writes spans, one after the other, to the store at `offset` bytes. Completes with the bytes written.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    ///
+    /// # Panics
+    /// If there are no spans, more than [`PARTS_MAX`], or one leaves the arena.
+    pub fn write_store(
+        &mut self,
+        user_data: u64,
+        offset: u64,
+        spans: &[Span],
+    ) -> Result<(), UringError> {
+        assert!(!spans.is_empty() && spans.len() <= PARTS_MAX, "{} spans in a write", spans.len());
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        if let Some(span) = joined(spans) {
+            let pointer = self.pointer(span);
+            let entry = match self.registered(span) {
+                Some(buffer) => opcode::WriteFixed::new(STORE, pointer, span.length, buffer)
+                    .offset(offset)
+                    .build(),
+                None => opcode::Write::new(STORE, pointer, span.length).offset(offset).build(),
+            };
+            return self.begin(index, Some(user_data), entry);
+        }
+        let first = self.registered(spans[0]).filter(|_| self.has_vectored_fixed);
+        let shared = first
+            .filter(|first| spans[1..].iter().all(|span| self.registered(*span) == Some(*first)));
+        let (vectors, count) = self.gather(index, spans.iter().map(|span| Part::Span(*span)));
+        let entry = match shared {
+            Some(buffer) => {
+                opcode::WritevFixed::new(STORE, vectors, count, buffer).offset(offset).build()
+            }
+            None => opcode::Writev::new(STORE, vectors, count).offset(offset).build(),
+        };
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Reads from the store at `offset` bytes into a span. Completes with the bytes read.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    ///
+    /// # Panics
+    /// If the span leaves the arena.
+    pub fn read_store(
+        &mut self,
+        user_data: u64,
+        offset: u64,
+        span: Span,
+    ) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let pointer = self.pointer(span);
+        let entry = match self.registered(span) {
+            Some(buffer) => {
+                opcode::ReadFixed::new(STORE, pointer, span.length, buffer).offset(offset).build()
+            }
+            None => opcode::Read::new(STORE, pointer, span.length).offset(offset).build(),
+        };
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Makes durable all writes that completed before this call.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn flush_store(&mut self, user_data: u64) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        self.begin(
+            index,
+            Some(user_data),
+            opcode::Fsync::new(STORE).flags(FsyncFlags::DATASYNC).build(),
+        )
+    }
+
+    /// Receives from a socket into a span. Completes with the bytes received; 0: the peer closed.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    ///
+    /// # Panics
+    /// If the span leaves the arena.
+    pub fn receive(
+        &mut self,
+        user_data: u64,
+        socket: RawFd,
+        span: Span,
+        amount: Amount,
+    ) -> Result<(), UringError> {
+        let pointer = self.pointer(span);
+        // SAFETY: the span lies in the arena, which the ring keeps mapped, and belongs to this operation until its
+        // completion (the second invariant above).
+        unsafe { self.receive_at(user_data, socket, pointer, span.length, amount) }
+    }
+
+    /// As [`Uring::receive`], into memory of the caller.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    ///
+    /// # Safety
+    /// `length` bytes at `pointer` must stay valid for writes, and nothing else may access them, until the
+    /// operation's completion was reaped. (Before the ring is dropped, [`Uring::drain`] brings it.)
+    pub unsafe fn receive_at(
+        &mut self,
+        user_data: u64,
+        socket: RawFd,
+        pointer: *mut u8,
+        length: u32,
+        amount: Amount,
+    ) -> Result<(), UringError> {
+        let flags = if amount == Amount::All { libc::MSG_WAITALL } else { 0 };
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        self.begin(
+            index,
+            Some(user_data),
+            opcode::Recv::new(Fd(socket), pointer, length).flags(flags).build(),
+        )
+    }
+
+    /// Sends the parts, one after the other. Completes with the bytes sent: all, unless the connection failed midway.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    ///
+    /// # Panics
+    /// If there are no parts, more than [`PARTS_MAX`], more than [`COPIED_BYTES_MAX`] to copy, or one leaves the
+    /// arena.
+    pub fn send(
+        &mut self,
+        user_data: u64,
+        socket: RawFd,
+        parts: &[Part<'_>],
+    ) -> Result<(), UringError> {
+        assert!(!parts.is_empty() && parts.len() <= PARTS_MAX, "{} parts in a send", parts.len());
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let (vectors, count) = self.gather(index, parts.iter().copied());
+        let message = &mut self.slots.all[index as usize].message;
+        message.msg_iov = vectors.cast_mut();
+        message.msg_iovlen = count as usize;
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = opcode::SendMsg::new(Fd(socket), message).flags(flags).build();
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Accepts connections until cancelled or failed; completes with a new descriptor each time.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn accept_multishot(&mut self, user_data: u64, listener: RawFd) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let entry = opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Watches a descriptor until cancelled or failed; completes with the events each time some of `mask`
+    /// (`libc::POLLIN`, ...) begin. Events that lasted since an earlier completion are not told again.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn poll_multishot(
+        &mut self,
+        user_data: u64,
+        descriptor: RawFd,
+        mask: i16,
+    ) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).multi(true).build();
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Waits for one of the events `mask` of a descriptor; completes once, with the events.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn poll_once(
+        &mut self,
+        user_data: u64,
+        descriptor: RawFd,
+        mask: i16,
+    ) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).build();
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Waits until a (blocking) eventfd was rung and resets it; completes with 8.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn read_eventfd(&mut self, user_data: u64, eventfd: RawFd) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let rings = self.slots.all[index as usize].rings.get();
+        self.begin(index, Some(user_data), opcode::Read::new(Fd(eventfd), rings.cast(), 8).build())
+    }
+
+    /// Completes with `-ETIME` after `duration`.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first.
+    pub fn timeout(&mut self, user_data: u64, duration: Duration) -> Result<(), UringError> {
+        let index = self.slots.next(SLOTS_RESERVED)?;
+        let time = &mut self.slots.all[index as usize].time;
+        *time = Timespec::from(duration);
+        let entry = opcode::Timeout::new(time).build();
+        self.begin(index, Some(user_data), entry)
+    }
+
+    /// Asks the kernel to give up every operation with this user data: they complete with `-ECANCELED`, or as usual
+    /// if it was too late. The request itself is not reported.
+    ///
+    /// # Errors
+    /// [`UringError::Full`]: reap first; some may be cancelled by then.
+    pub fn cancel(&mut self, user_data: u64) -> Result<(), UringError> {
+        for target in 0..self.slots.all.len() as u32 {
+            let slot = &self.slots.all[target as usize];
+            if slot.is_busy && slot.user_data == Some(user_data) {
+                let index = self.slots.next(0)?;
+                self.begin(index, None, opcode::AsyncCancel::new(self.slots.tag(target)).build())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many operations can be begun now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.slots.free.len().saturating_sub(SLOTS_RESERVED)
+    }
+
+    /// How many operations are not reaped yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.slots.all.len() - self.slots.free.len()
+    }
+
+    /// Counts since the ring was made.
+    #[must_use]
+    pub fn counters(&self) -> UringCounters {
+        self.counters
+    }
+
+    /// Hands collected operations to the kernel and waits for a completion as told; a signal ends the wait early.
+    /// Makes no system call if there is nothing to hand over and nothing to wait for.
+    ///
+    /// # Errors
+    /// [`UringError::System`] if the kernel refuses the call itself.
+    pub fn submit_and_wait(&mut self, wait: Wait) -> Result<(), UringError> {
+        let wait = if self.overflow.is_empty() { wait } else { Wait::No };
+        let queue = self.ring.submission();
+        if wait == Wait::No && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return Ok(());
+        }
+        drop(queue);
+        self.counters.enters += 1;
+        let result = match wait {
+            Wait::No => self.ring.submitter().submit(),
+            Wait::Forever => self.ring.submitter().submit_and_wait(1),
+            Wait::For(duration) => {
+                let time = Timespec::from(duration);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        match result.map_err(|error| error.raw_os_error().unwrap_or(0)) {
+            // EAGAIN and EBUSY: the kernel is short of memory or wants completions reaped; what it did not take
+            // stays in the queue for the next call.
+            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+            Err(errno) => Err(UringError::System { errno }),
+        }
+    }
+
+    /// Appends the completions that are there to `completions`; returns how many.
+    pub fn reap(&mut self, completions: &mut Vec<Completion>) -> usize {
+        let before = completions.len();
+        completions.extend(self.overflow.drain(..));
+        for entry in self.ring.completion() {
+            completions.extend(self.slots.complete(&entry));
+        }
+        let count = completions.len() - before;
+        self.counters.completions += count as u64;
+        count
+    }
+
+    /// Cancels everything and waits until nothing is in flight; the completions are appended to `completions`.
+    ///
+    /// # Errors
+    /// [`UringError::Undrained`] if something is still in flight after `limit`.
+    pub fn drain(
+        &mut self,
+        limit: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), UringError> {
+        let begin = Instant::now();
+        let mut cancelled = None;
+        loop {
+            self.submit_and_wait(Wait::No)?;
+            self.reap(completions);
+            let in_flight = self.in_flight();
+            if in_flight == 0 {
+                return Ok(());
+            }
+            let Some(left) = limit.checked_sub(begin.elapsed()) else {
+                return Err(UringError::Undrained { in_flight });
+            };
+            if cancelled.is_none_or(|then: Instant| then.elapsed() > Duration::from_secs(1)) {
+                cancelled = Some(Instant::now());
+                let index = self.slots.next(0)?;
+                let all = CancelBuilder::any();
+                self.begin(index, None, opcode::AsyncCancel2::new(all).build())?;
+            }
+            self.submit_and_wait(Wait::For(left.min(Duration::from_millis(100))))?;
+        }
+    }
+
+    /// Queues an entry whose pointers lead into slot `index` or to bytes that are now the kernel's.
+    fn begin(
+        &mut self,
+        index: u32,
+        user_data: Option<u64>,
+        entry: squeue::Entry,
+    ) -> Result<(), UringError> {
+        let entry = entry.user_data(self.slots.tag(index));
+        // SAFETY: what the entry points to is valid until its completion: it lies in the slot, which is taken below
+        // and does not move; in the arena, which the ring holds; or is vouched for by the caller of `receive_at`.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.submit_and_wait(Wait::No)?;
+            // Where the kernel refuses new work until completions are taken, take them.
+            for entry in self.ring.completion() {
+                self.overflow.extend(self.slots.complete(&entry));
+            }
+        }
+        self.slots.take(index, user_data);
+        self.counters.operations += 1;
+        Ok(())
+    }
+
+    /// Fills the slot's vectors with the parts, and copies those that are bytes into the slot.
+    fn gather<'a>(
+        &mut self,
+        index: u32,
+        parts: impl Iterator<Item = Part<'a>> + Clone,
+    ) -> (*const libc::iovec, u32) {
+        let slot = &mut self.slots.all[index as usize];
+        let mut vectors = std::mem::take(&mut slot.vectors);
+        let mut copied = std::mem::take(&mut slot.copied);
+        copied.clear();
+        vectors.clear();
+        for part in parts.clone() {
+            if let Part::Bytes(bytes) = part {
+                copied.extend_from_slice(bytes);
+            }
+        }
+        assert!(copied.len() <= COPIED_BYTES_MAX, "{} bytes to copy in one send", copied.len());
+        // Only now, because the copy may have moved while it grew.
+        let mut rest: &[u8] = &copied;
+        for part in parts {
+            let (pointer, length) = match part {
+                Part::Span(span) => (self.pointer(span), span.length as usize),
+                Part::Bytes(bytes) => {
+                    let (head, tail) = rest.split_at(bytes.len());
+                    rest = tail;
+                    (head.as_ptr().cast_mut(), head.len())
+                }
+            };
+            vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: length });
+        }
+        let slot = &mut self.slots.all[index as usize];
+        slot.copied = copied;
+        slot.vectors = vectors;
+        (slot.vectors.as_ptr(), slot.vectors.len() as u32)
+    }
+
+    fn pointer(&self, span: Span) -> *mut u8 {
+        let region = self.arena.as_ref().expect("spans are of the arena, which is given first");
+        let end = span.offset.checked_add(u64::from(span.length));
+        let inside = end.is_some_and(|end| end <= region.len() as u64);
+        assert!(inside, "{span:?} leaves the arena");
+        region.base().wrapping_add(span.offset as usize)
+    }
+
+    /// The registered buffer that a span lies in. None if it lies in two, or the arena is not registered.
+    fn registered(&self, span: Span) -> Option<u16> {
+        let chunk = self.registered_bytes_max;
+        let last = span.offset + u64::from(span.length.saturating_sub(1));
+        let buffer = u16::try_from(span.offset / chunk).ok()?;
+        (self.is_registered && last / chunk == u64::from(buffer)).then_some(buffer)
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if self.drain(DRAIN_ON_DROP, &mut Vec::new()).is_err() {
+            std::mem::forget(std::mem::take(&mut self.slots.all));
+            std::mem::forget(self.arena.take());
+        }
+    }
+}
+
+/// The slots, each free or busy with one operation.
+struct Slots {
+    all: Box<[Slot]>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    /// The slot that the next operation will take, if more than `kept` are free.
+    fn next(&self, kept: usize) -> Result<u32, UringError> {
+        if self.free.len() <= kept {
+            return Err(UringError::Full);
+        }
+        Ok(*self.free.last().expect("more than none are free"))
+    }
+
+    fn take(&mut self, index: u32, user_data: Option<u64>) {
+        // The last one, unless other slots became free since it was chosen.
+        let position = self.free.iter().rposition(|free| *free == index);
+        self.free.swap_remove(position.expect("a chosen slot is free until it is taken"));
+        let slot = &mut self.all[index as usize];
+        slot.is_busy = true;
+        slot.user_data = user_data;
+    }
+
+    /// Frees the slot of a completed operation and translates the completion; None for the ring's own operations.
+    fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let index = entry.user_data() as u32;
+        let slot = &mut self.all[index as usize];
+        let is_current = slot.is_busy && entry.user_data() >> 32 == u64::from(slot.generation);
+        assert!(is_current, "slot {index} completed without an operation");
+        let user_data = slot.user_data;
+        let (result, flags) = (entry.result(), entry.flags());
+        if !cqueue::more(flags) {
+            slot.is_busy = false;
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(index);
+        }
+        user_data.map(|user_data| Completion { user_data, result, flags })
+    }
+
+    /// The kernel's name for the operation in a slot. No other operation will have it for long after.
+    fn tag(&self, index: u32) -> u64 {
+        (u64::from(self.all[index as usize].generation) << 32) | u64::from(index)
+    }
+}
+
+/// What the kernel reads or writes for one operation besides the user's bytes.
+struct Slot {
+    // None for the ring's own operations, which are not reported.
+    user_data: Option<u64>,
+    generation: u32,
+    is_busy: bool,
+    vectors: Vec<libc::iovec>,
+    copied: Vec<u8>,
+    message: libc::msghdr,
+    time: Timespec,
+    rings: UnsafeCell<u64>,
+}
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot {
+            user_data: None,
+            generation: 0,
+            is_busy: false,
+            vectors: Vec::new(),
+            copied: Vec::new(),
+            // SAFETY: a message header is plain integers and pointers, for which zero is a value.
+            message: unsafe { std::mem::zeroed() },
+            time: Timespec::new(),
+            rings: UnsafeCell::new(0),
+        }
+    }
+}
+
+/// Why a ring cannot be made or does not take an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UringError {
+    /// As many operations are under way as the ring may have. A normal state.
+    Full,
+    /// The kernel has no io_uring, or not what this program builds on.
+    TooOld,
+    /// The administrator or a sandbox forbids io_uring.
+    Forbidden,
+    /// The kernel lacks an operation.
+    Lacks {
+        /// Its name.
+        operation: &'static str,
+    },
+    /// The process may not lock the arena in memory.
+    LockedMemory {
+        /// How much is needed.
+        bytes: u64,
+    },
+    /// Operations did not end in time.
+    Undrained {
+        /// How many.
+        in_flight: usize,
+    },
+    /// The kernel refused a call.
+    System {
+        /// Its reason.
+        errno: i32,
+    },
+}
+
+impl fmt::Display for UringError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UringError::Full => f.write_str("the io_uring has no room for another operation"),
+            UringError::TooOld => f.write_str("this kernel's io_uring is too old; Linux >= 6.1 is needed"),
+            UringError::Forbidden => f.write_str(
+                "io_uring is forbidden; see the sysctl kernel.io_uring_disabled and the sandbox's system call filter",
+            ),
+            UringError::Lacks { operation } => write!(
+                f,
+                "this kernel lacks io_uring operation {operation}; Linux >= 6.1 is needed"
+            ),
+            UringError::LockedMemory { bytes } => write!(
+                f,
+                "cannot lock {bytes} bytes of memory: RLIMIT_MEMLOCK is too low; raise it (`ulimit -l unlimited`, \
+                 or LimitMEMLOCK=infinity in the service's unit)"
+            ),
+            UringError::Undrained { in_flight } => {
+                write!(f, "{in_flight} operations did not end in time")
+            }
+            UringError::System { errno } => {
+                write!(f, "io_uring failed: {}", io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+impl std::error::Error for UringError {}
+
+fn system(error: &io::Error) -> UringError {
+    UringError::System { errno: error.raw_os_error().unwrap_or(0) }
+}
+
+/// What it means that the kernel refused to make a ring.
+fn refusal(error: io::Error) -> UringError {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EINVAL) => UringError::TooOld,
+        Some(libc::EPERM | libc::EACCES) => UringError::Forbidden,
+        _ => system(&error),
+    }
+}
+
+/// The spans as one, if each begins where the one before ends.
+fn joined(spans: &[Span]) -> Option<Span> {
+    let (first, rest) = spans.split_first()?;
+    rest.iter().try_fold(*first, |all, next| {
+        let follows = next.offset == all.offset.checked_add(u64::from(all.length))?;
+        let length = all.length.checked_add(next.length)?;
+        follows.then_some(Span { offset: all.offset, length })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use twinpoint_core::units::BufferId;
+
+    use crate::device::{Caching, OpenMode, Prefill, StoreFile};
+    use crate::wake::waker;
+
+    const BUFFERS: u32 = 64;
+
+    fn small(entries: u32, in_flight_max: u32) -> Uring {
+        Uring::new(UringOptions { entries, in_flight_max, registered_bytes_max: 16 << 12 }).unwrap()
+    }
+
+    /// A ring whose arena is registered in four parts.
+    fn ring_with_arena() -> (Uring, Arena) {
+        let mut ring = small(8, 32);
+        let arena = Arena::new(BUFFERS as usize * 4096).unwrap();
+        ring.register_arena(&arena).unwrap();
+        assert!(ring.is_registered);
+        (ring, arena)
+    }
+
+    fn completions(ring: &mut Uring, count: usize) -> Vec<Completion> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            ring.submit_and_wait(Wait::For(Duration::from_secs(10))).unwrap();
+            assert!(ring.reap(&mut found) > 0, "{} of {count} completions in 10 s", found.len());
+        }
+        assert_eq!(found.len(), count);
+        found.sort_by_key(|completion| completion.user_data);
+        found
+    }
+
+    fn result(ring: &mut Uring) -> i32 {
+        completions(ring, 1)[0].result
+    }
+
+    /// Beside the test's binary, because a folder for temporary files may be memory only.
+    fn store_folder() -> tempfile::TempDir {
+        let binary = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(binary.parent().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn store_reads_what_was_written() {
+        let folder = store_folder();
+        let path = folder.path().join("store");
+        StoreFile::create(&path, 1 << 20, Prefill::Zero).unwrap();
+        let store =
+            StoreFile::open_with(&path, OpenMode::Exclusive, Caching::BufferedAllowed).unwrap();
+        for has_vectored_fixed in [true, false] {
+            let (mut ring, arena) = ring_with_arena();
+            ring.has_vectored_fixed &= has_vectored_fixed;
+            ring.register_files(&[store.descriptor()]).unwrap();
+            for buffer in 0..BUFFERS {
+                arena.copy_in(BufferId(buffer), 0, &[buffer as u8 + 1; 4096]);
+            }
+            let lists: [&[(u32, u32)]; 5] = [
+                &[(3, 2)],                         // in one registered buffer
+                &[(14, 4)],                        // over a border
+                &[(0, 1), (9, 2), (5, 1), (8, 1)], // a list in one registered buffer
+                &[(20, 1), (40, 3), (2, 1)],       // a list over several
+                &[(30, 1), (31, 1), (32, 2)],      // a list that is one run, over a border
+            ];
+            for (index, list) in lists.iter().enumerate() {
+                let spans: Vec<Span> =
+                    list.iter().map(|part| arena.span(BufferId(part.0), part.1)).collect();
+                ring.write_store(index as u64, index as u64 * 65536, &spans).unwrap();
+            }
+            let written = completions(&mut ring, lists.len());
+            for (list, completion) in lists.iter().zip(written) {
+                let count: u32 = list.iter().map(|part| part.1).sum();
+                assert_eq!(completion.ok().unwrap(), count * 4096);
+            }
+            ring.flush_store(99).unwrap();
+            assert_eq!(result(&mut ring), 0);
+            for (index, list) in lists.iter().enumerate() {
+                let blocks: Vec<u32> =
+                    list.iter().flat_map(|part| part.0..part.0 + part.1).collect();
+                // Buffers 47 and 48 lie on two sides of a border.
+                let target = BufferId(if index % 2 == 0 { 50 } else { 46 });
+                let span = arena.span(target, blocks.len() as u32);
+                ring.read_store(index as u64, index as u64 * 65536, span).unwrap();
+                assert_eq!(result(&mut ring), blocks.len() as i32 * 4096);
+                for (place, block) in blocks.iter().enumerate() {
+                    let mut bytes = [0; 4096];
+                    arena.copy_out(BufferId(target.0 + place as u32), 0, &mut bytes);
+                    assert_eq!(bytes, [*block as u8 + 1; 4096]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn store_errors_are_results() {
+        let (mut ring, arena) = ring_with_arena();
+        let span = arena.span(BufferId(0), 1);
+        ring.write_store(1, 0, &[span]).unwrap();
+        assert_eq!(result(&mut ring), -libc::EBADF);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        ring.register_files(&[full.as_raw_fd()]).unwrap();
+        ring.write_store(2, 0, &[span, span]).unwrap();
+        let completion = completions(&mut ring, 1)[0];
+        assert_eq!(completion.ok().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
+    #[should_panic(expected = "leaves the arena")]
+    fn spans_outside_are_refused() {
+        let (mut ring, _arena) = ring_with_arena();
+        let _ = ring.read_store(1, 0, Span { offset: u64::MAX - 10, length: 4096 });
+    }
+
+    #[test]
+    fn sockets_carry_bytes_and_spans() {
+        let (mut ring, arena) = ring_with_arena();
+        let (near, far) = UnixStream::pair().unwrap();
+        arena.copy_in(BufferId(0), 0, &[7; 3 * 4096]);
+        let spans = [arena.part(BufferId(0), 100, 5000), arena.part(BufferId(2), 0, 10)];
+        let header = [1; 20];
+        let parts = [
+            Part::Bytes(&header),
+            Part::Span(spans[0]),
+            Part::Bytes(b"next"),
+            Part::Span(spans[1]),
+        ];
+        ring.send(1, near.as_raw_fd(), &parts).unwrap();
+        ring.receive(2, far.as_raw_fd(), arena.part(BufferId(10), 3, 5034), Amount::All).unwrap();
+        let done = completions(&mut ring, 2);
+        assert_eq!((done[0].result, done[1].result), (5034, 5034));
+        let mut bytes = [0; 5034];
+        arena.copy_out(BufferId(10), 3, &mut bytes);
+        let sent = [&header[..], &[7; 5000], b"next", &[7; 10]].concat();
+        assert!(bytes[..] == sent[..]);
+
+        let mut own = vec![0; 100].into_boxed_slice();
+        // SAFETY: the box outlives the operation, which is reaped below, and is not touched before.
+        unsafe { ring.receive_at(3, near.as_raw_fd(), own.as_mut_ptr(), 100, Amount::Some) }
+            .unwrap();
+        ring.submit_and_wait(Wait::No).unwrap();
+        (&far).write_all(b"short").unwrap();
+        assert_eq!(result(&mut ring), 5);
+        assert_eq!(&own[..5], b"short");
+        drop(far);
+        ring.receive(4, near.as_raw_fd(), spans[0], Amount::All).unwrap();
+        assert_eq!(result(&mut ring), 0);
+        ring.send(5, near.as_raw_fd(), &parts).unwrap();
+        assert_eq!(result(&mut ring), -libc::EPIPE);
+    }
+
+    #[test]
+    fn a_send_bigger_than_the_socket_is_one_completion() {
+        let mut ring = Uring::new(UringOptions::default()).unwrap();
+        let arena = Arena::new(8 << 20).unwrap();
+        ring.register_arena(&arena).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        ring.send(1, near.as_raw_fd(), &[Part::Span(arena.span(BufferId(0), 2048))]).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut bytes = vec![1; 8 << 20];
+            far.read_exact(&mut bytes).map(|()| bytes.iter().all(|byte| *byte == 0))
+        });
+        assert_eq!(result(&mut ring), 8 << 20);
+        assert!(reader.join().unwrap().unwrap());
+    }
+
+    #[test]
+    fn accept_gives_descriptor_after_descriptor() {
+        let folder = store_folder();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut ring = small(8, 8);
+        ring.accept_multishot(5, listener.as_raw_fd()).unwrap();
+        for round in 0..3 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            let accepted = completions(&mut ring, 1)[0];
+            assert!(accepted.has_more() && accepted.user_data == 5 && ring.in_flight() == 1);
+            // SAFETY: the kernel just made this descriptor for us.
+            let mut server = File::from(unsafe { OwnedFd::from_raw_fd(accepted.result) });
+            server.write_all(&[round]).unwrap();
+            let mut byte = [9];
+            client.read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [round]);
+        }
+        ring.cancel(5).unwrap();
+        let cancelled = completions(&mut ring, 1)[0];
+        assert_eq!((cancelled.result, cancelled.has_more()), (-libc::ECANCELED, false));
+    }
+
+    #[test]
+    fn polls_and_bells() {
+        let mut ring = small(8, 8);
+        let (near, mut far) = UnixStream::pair().unwrap();
+        ring.poll_once(1, near.as_raw_fd(), libc::POLLIN).unwrap();
+        ring.poll_multishot(2, near.as_raw_fd(), libc::POLLIN).unwrap();
+        ring.submit_and_wait(Wait::No).unwrap();
+        far.write_all(b"1").unwrap();
+        let events = completions(&mut ring, 2);
+        assert_eq!((events[0].has_more(), events[1].has_more()), (false, true));
+        assert!(events.iter().all(|event| event.result & i32::from(libc::POLLIN) != 0));
+        far.write_all(b"2").unwrap();
+        assert_eq!(completions(&mut ring, 1)[0].user_data, 2);
+
+        let (waker, sleeper) = waker().unwrap();
+        for _ in 0..2 {
+            ring.read_eventfd(3, sleeper.descriptor()).unwrap();
+            sleeper.prepare();
+            let waker = waker.clone();
+            let bell = std::thread::spawn(move || waker.notify());
+            assert_eq!(result(&mut ring), 8);
+            sleeper.awake();
+            bell.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn waits_end_in_time() {
+        let mut ring = small(8, 8);
+        let begin = Instant::now();
+        ring.submit_and_wait(Wait::For(Duration::from_millis(20))).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(20));
+        assert_eq!(ring.reap(&mut Vec::new()), 0);
+        ring.timeout(1, Duration::from_millis(10)).unwrap();
+        ring.timeout(2, Duration::from_secs(1000)).unwrap();
+        ring.submit_and_wait(Wait::Forever).unwrap();
+        let mut found = Vec::new();
+        ring.reap(&mut found);
+        assert_eq!(found, [Completion { user_data: 1, result: -libc::ETIME, flags: 0 }]);
+        ring.cancel(2).unwrap();
+        assert_eq!(result(&mut ring), -libc::ECANCELED);
+        // Nothing to do costs nothing.
+        ring.submit_and_wait(Wait::No).unwrap();
+        let enters = ring.counters().enters;
+        ring.submit_and_wait(Wait::No).unwrap();
+        assert_eq!((ring.counters().enters, ring.in_flight()), (enters, 0));
+    }
+
+    #[test]
+    fn a_full_ring_says_so_and_can_be_cancelled() {
+        let mut ring = small(4, 100);
+        let (near, _far) = UnixStream::pair().unwrap();
+        for user_data in 0..100 {
+            assert_eq!(ring.free(), 100 - user_data);
+            ring.poll_once(user_data as u64, near.as_raw_fd(), libc::POLLIN).unwrap();
+        }
+        assert_eq!(ring.timeout(7, Duration::ZERO), Err(UringError::Full));
+        ring.cancel(42).unwrap();
+        let cancelled = completions(&mut ring, 1)[0];
+        assert_eq!((cancelled.user_data, cancelled.result), (42, -libc::ECANCELED));
+        let mut found = Vec::new();
+        ring.drain(Duration::from_secs(10), &mut found).unwrap();
+        assert_eq!((found.len(), ring.in_flight(), ring.free()), (99, 0, 100));
+        assert!(found.iter().all(|completion| completion.result == -libc::ECANCELED));
+        assert_eq!(ring.counters().completions, 100);
+    }
+
+    #[test]
+    fn dropping_takes_memory_back_from_the_kernel() {
+        let (mut ring, arena) = ring_with_arena();
+        let (near, far) = UnixStream::pair().unwrap();
+        ring.receive(1, near.as_raw_fd(), arena.span(BufferId(0), 1), Amount::All).unwrap();
+        ring.submit_and_wait(Wait::No).unwrap();
+        drop(ring);
+        (&far).write_all(&[1; 4096]).unwrap();
+        let mut bytes = [9; 4096];
+        arena.copy_out(BufferId(0), 0, &mut bytes);
+        assert_eq!((bytes, Arc::strong_count(arena.region())), ([0; 4096], 1));
+        // The cancelled receive took none of them.
+        let mut received = vec![0; 4096];
+        (&near).read_exact(&mut received).unwrap();
+        assert_eq!(received, [1; 4096]);
+    }
+
+    #[test]
+    fn operations_outnumber_the_queue() {
+        let mut ring = small(4, 1000);
+        for round in 0..5_u64 {
+            for user_data in 0..1000 {
+                ring.timeout(round * 1000 + user_data, Duration::ZERO).unwrap();
+            }
+            assert!(completions(&mut ring, 1000).iter().all(|done| done.result == -libc::ETIME));
+        }
+    }
+
+    #[test]
+    fn joined_spans() {
+        let span = |offset, length| Span { offset, length };
+        assert_eq!(joined(&[]), None);
+        assert_eq!(joined(&[span(5, 6)]), Some(span(5, 6)));
+        assert_eq!(joined(&[span(5, 6), span(11, 1)]), Some(span(5, 7)));
+        assert_eq!(joined(&[span(5, 6), span(12, 1)]), None);
+        assert_eq!(joined(&[span(0, u32::MAX), span(u64::from(u32::MAX), 1)]), None);
+    }
+}
