@@ -334,3 +334,30 @@ impl Sides {
 fn lock(shared: &Mutex<Sides>) -> MutexGuard<'_, Sides> {
     shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::tests::EdgeWatch;
+
+    #[test]
+    fn room_in_a_full_inbox_wakes_the_sender() {
+        let lend = Span::new(0, 4096);
+        let region = || Arc::new(Region::new(4096).unwrap());
+        let (mut a, mut b) = memory_pair(region(), lend, region(), lend).unwrap();
+        for token in 0..INBOX_MESSAGES_MAX as u64 + 1 {
+            a.post(token, b"", None).unwrap();
+        }
+        let watch = EdgeWatch::of_reading(a.descriptor());
+        while a.poll(&mut |_| {}) == Progress::More {}
+        assert!(!a.wants_write(), "writing does not help while the peer has no room");
+        while watch.wait(0) {}
+        let mut count = 0;
+        let _ = b.poll(&mut |_| count += 1);
+        assert_eq!(count, INBOX_MESSAGES_MAX);
+        assert!(watch.wait(10_000) && a.wants_write());
+        let _ = a.poll(&mut |_| {});
+        let _ = b.poll(&mut |_| count += 1);
+        assert_eq!(count, INBOX_MESSAGES_MAX + 1);
+    }
+}

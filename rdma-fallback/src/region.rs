@@ -302,12 +302,20 @@ pub(crate) mod tests {
 
     impl EdgeWatch {
         pub(crate) fn new(descriptor: RawFd) -> EdgeWatch {
+            EdgeWatch::of(descriptor, libc::EPOLLIN | libc::EPOLLOUT)
+        }
+
+        pub(crate) fn of_reading(descriptor: RawFd) -> EdgeWatch {
+            EdgeWatch::of(descriptor, libc::EPOLLIN)
+        }
+
+        fn of(descriptor: RawFd, interest: libc::c_int) -> EdgeWatch {
             // SAFETY: no pointers; the answer is checked before it is owned.
             let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
             assert!(epoll >= 0);
             // SAFETY: a descriptor just made and owned by nobody else.
             let watch = EdgeWatch(unsafe { OwnedFd::from_raw_fd(epoll) });
-            let events = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLET) as u32;
+            let events = (interest | libc::EPOLLET) as u32;
             let mut event = libc::epoll_event { events, u64: 0 };
             // SAFETY: `event` is alive during the call, which only reads it.
             let answer =

@@ -439,6 +439,8 @@ pub enum Refusal {
     NotSecondary,
     /// The catalog cannot do it.
     Catalog(crate::catalog::CatalogError),
+    /// Clients use the volume.
+    VolumeInUse,
     /// The primary is connected.
     PrimaryConnected,
     /// The store has failed; see the log.

@@ -246,6 +246,12 @@ impl LaneMessage {
         writer.finish()
     }
 
+    /// Whether encoded bytes are a piece of a record.
+    #[must_use]
+    pub fn is_part(bytes: &[u8]) -> bool {
+        bytes.first() == Some(&2)
+    }
+
     /// Reads a lane message.
     ///
     /// # Errors

@@ -76,6 +76,20 @@ impl Gate {
         }
     }
 
+    /// Coordinator: opens the gate at `cp`, before the first admission of a reign.
+    ///
+    /// # Panics
+    /// If an admission is under way, or the number goes back.
+    pub fn restart(&self, cp: CpNumber) {
+        let idle = self.slots.iter().all(|slot| slot.load(Ordering::Acquire) == IDLE);
+        assert!(idle && cp >= self.open(), "the gate restarts at CP {cp} while it is in use");
+        for word in &self.participants {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.quiesced_through.store(cp.0 - 1, Ordering::Relaxed);
+        self.open.store(cp.0, Ordering::Release);
+    }
+
     /// The open CP.
     #[must_use]
     pub fn open(&self) -> CpNumber {

@@ -1,8 +1,24 @@
 //! The real shell: pinned threads, rings, io_uring, buffers, frontends.
 pub mod buffers;
+mod calls;
+mod clients;
+mod coordinator_port;
+pub mod control;
 pub mod device;
 pub mod gate;
+mod lanes;
+pub mod link;
+mod mail;
+pub mod nbd;
+pub mod node;
 pub mod options;
 pub mod ring;
+mod shard_port;
+mod shared;
+mod sockets;
+pub mod status;
+pub mod store;
+mod store_port;
 pub mod uring;
 pub mod wake;
+mod worker;

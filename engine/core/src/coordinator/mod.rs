@@ -22,7 +22,7 @@ use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, O
 use crate::message::Role;
 use crate::request::Tag;
 use crate::superblock::Superblock;
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, VolumeId};
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, VolumeId};
 
 use peer::Peer;
 use points::Point;
@@ -144,6 +144,8 @@ struct Stopping {
 pub struct CoordinatorStatus {
     /// Primary or secondary.
     pub role: Role,
+    /// Which store.
+    pub store: StoreId,
     /// The term.
     pub term: u64,
     /// The CP that takes writes now.
@@ -246,9 +248,16 @@ impl Coordinator {
     /// When [`CoordinatorEvent::Tick`] is wanted at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let seal = (!self.closing).then_some(self.open_since).flatten();
+        let may_seal = !self.closing && self.has_room_for_point();
+        let seal = may_seal.then_some(self.open_since).flatten();
         let seal = seal.map(|since| since.after(self.options.cp_interval_ns));
         seal.into_iter().chain(self.peer_timeout()).min()
+    }
+
+    /// Whether nothing of a session with the peer is left: another may begin.
+    #[must_use]
+    pub fn session_is_over(&self) -> bool {
+        self.peer.is_absent()
     }
 
     /// What the operator sees.
@@ -257,6 +266,7 @@ impl Coordinator {
         let lag = self.lag(now);
         CoordinatorStatus {
             role: self.role,
+            store: self.superblock.store,
             term: self.superblock.term.0,
             open: self.open,
             committed: self.committed,

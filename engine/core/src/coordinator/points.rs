@@ -69,7 +69,9 @@ impl Coordinator {
             self.act(CoordinatorAction::AnswerFlush(tag, false));
             return;
         }
-        let wanted = if self.open_is_empty && !self.closing { self.open.previous() } else { self.open };
+        // While the gate is being closed it already admits to the CP after `open`, and `open_is_empty` speaks of that.
+        let newest = if self.closing { self.open.next() } else { self.open };
+        let wanted = if self.open_is_empty { newest.previous() } else { newest };
         self.flush_waiters.push_back((wanted, tag));
         self.answer_waiters();
     }
@@ -88,12 +90,18 @@ impl Coordinator {
         let asked = self.flush_waiters.back().is_some_and(|(cp, _)| *cp == self.open);
         let old = self.open_since.is_some_and(|since| self.now.since(since) >= self.options.cp_interval_ns);
         let stopping = self.stopping.is_some();
-        let under_way = self.points.iter().filter(|point| point.cp > self.answerable()).count();
         let due = must || asked || old || stopping || self.want_seal;
-        if due && under_way < self.options.points_in_flight {
+        if due && self.has_room_for_point() {
             self.closing = true;
             self.act(CoordinatorAction::CloseGate);
         }
+    }
+
+    /// Whether another CP may be under way.
+    pub(super) fn has_room_for_point(&self) -> bool {
+        let answerable = self.answerable();
+        let under_way = self.points.iter().filter(|point| point.cp > answerable).count();
+        self.role == Role::Primary && under_way < self.options.points_in_flight
     }
 
     /// The gate is closed: the open CP is sealed, the next one is open.
@@ -102,8 +110,7 @@ impl Coordinator {
         self.closing = false;
         self.want_seal = false;
         self.open = cp.next();
-        self.open_since = None;
-        self.open_is_empty = true;
+        self.open_since = (!self.open_is_empty).then_some(self.now);
         let mut participants = participants;
         let next = std::mem::take(&mut self.next);
         if next.name.is_some() || next.catalog.is_some() || !next.tickets.is_empty() {

@@ -9,8 +9,9 @@ use super::cut::{BLOCK, block_ceiling, block_floor};
 use super::host::Export;
 use super::limits::PAYLOAD_BYTES_MAX;
 use super::protocol::{
-    self, CAN_MULTI_CONN, ErrorNumber, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE, HAS_FLAGS,
-    READ_ONLY, RequestHeader, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
+    self, CAN_MULTI_CONN, ErrorNumber, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE,
+    FLAG_REQ_ONE, HAS_FLAGS, READ_ONLY, RequestHeader, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH,
+    SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
 };
 use super::read::ReadWork;
 use super::slab::Key;
@@ -111,7 +112,8 @@ impl Terms {
 
     /// Whether the answer of a command is a chunk even when it is an error.
     pub(super) fn answers_in_chunks(&self, command: u16) -> bool {
-        self.structured && matches!(command, protocol::COMMAND_READ | protocol::COMMAND_BLOCK_STATUS)
+        self.structured
+            && matches!(command, protocol::COMMAND_READ | protocol::COMMAND_BLOCK_STATUS)
     }
 }
 
@@ -197,9 +199,10 @@ impl Work {
             protocol::COMMAND_WRITE_ZEROES => {
                 (FLAG_NO_HOLE | FLAG_FAST_ZERO, Work::Zeroes { hole: !set(FLAG_NO_HOLE) })
             }
-            protocol::COMMAND_BLOCK_STATUS if terms.status => {
-                (FLAG_REQ_ONE, Work::Status(Box::new(StatusWork::new(header.offset, set(FLAG_REQ_ONE)))))
-            }
+            protocol::COMMAND_BLOCK_STATUS if terms.status => (
+                FLAG_REQ_ONE,
+                Work::Status(Box::new(StatusWork::new(header.offset, set(FLAG_REQ_ONE)))),
+            ),
             _ => return Err(ErrorNumber::Invalid),
         };
         // FUA is allowed, and mostly meaningless, on every command.
@@ -225,7 +228,7 @@ fn checked_end(header: &RequestHeader) -> Result<u64, ErrorNumber> {
         return Err(ErrorNumber::Invalid);
     }
     // Beyond any volume, and so out of range for every command.
-    Ok(header.offset.checked_add(length).unwrap_or(u64::MAX))
+    Ok(header.offset.saturating_add(length))
 }
 
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(SECTOR_BYTES));
@@ -241,7 +244,13 @@ mod tests {
         Terms { export, structured: true, status: true }
     }
 
-    fn admit(command: u16, flags: u16, offset: u64, length: u32, terms: Terms) -> Option<ErrorNumber> {
+    fn admit(
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        terms: Terms,
+    ) -> Option<ErrorNumber> {
         let header = RequestHeader { flags, command, cookie: 1, offset, length };
         Command::admit(&header, &terms).err()
     }

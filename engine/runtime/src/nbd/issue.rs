@@ -82,7 +82,12 @@ impl NbdSession {
     }
 
     /// A piece of an unmap or a write of zeroes is answered.
-    pub(super) fn finish_background(&mut self, key: Key, error: Option<ErrorNumber>, host: &mut impl Host) {
+    pub(super) fn finish_background(
+        &mut self,
+        key: Key,
+        error: Option<ErrorNumber>,
+        host: &mut impl Host,
+    ) {
         self.background_in_flight -= 1;
         if let (Some(command), Some(error)) = (self.commands.get_mut(key), error) {
             command.fail(error);
@@ -153,7 +158,9 @@ fn background_piece(command: &Command) -> (u64, bool) {
     let (start, end) = (command.cursor, command.end);
     let whole_end = block_floor(end);
     match command.work {
-        Work::Zeroes { hole: true } if !start.is_multiple_of(BLOCK) => ((block_floor(start) + BLOCK).min(end), false),
+        Work::Zeroes { hole: true } if !start.is_multiple_of(BLOCK) => {
+            ((block_floor(start) + BLOCK).min(end), false)
+        }
         Work::Zeroes { hole: true } if start >= whole_end => (end, false),
         Work::Zeroes { hole: false } => (end, false),
         _ => (stripe_end(start).min(whole_end), true),

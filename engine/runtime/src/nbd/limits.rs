@@ -21,8 +21,8 @@ pub const LARGE_WRITE_BYTES: u64 = 64 << 10;
 /// Payload still to come from which it is received straight into buffers: below, one more receive costs more than
 /// the copy.
 pub const DIRECT_BYTES_MIN: usize = 8 << 10;
-/// Own output bytes that may wait to be sent before no more commands are taken.
-pub const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// Own output bytes that may wait to be sent before no more commands are taken: 64 reads of 4 KiB with room to spare.
+pub const OUTPUT_BYTES_MAX: usize = 512 << 10;
 /// Largest read piece that is copied to the own output, so that replies share a send.
 pub const COPY_BYTES_MAX: usize = 16 << 10;
 /// Most parts of one send; the kernel takes 1024.
@@ -41,7 +41,8 @@ pub const EXTENTS_MAX: usize = 1024;
 const _: () = assert!(INPUT_BYTES >= 2 * OPTION_BYTES_MAX);
 const _: () = assert!(INPUT_BYTES_LARGE <= DIRECT_BYTES_MIN);
 const _: () = assert!(COPY_BYTES_MAX <= OUTPUT_BYTES_MAX);
-const _: () = assert!(GATHER_BLOCKS_MAX >= REQUEST_BLOCKS_MAX && GATHER_BLOCKS_MAX <= READ_BLOCKS_MAX);
-const _: () = assert!(PAYLOAD_BYTES_MAX as usize % BLOCK_BYTES == 0);
+const _: () =
+    assert!(GATHER_BLOCKS_MAX >= REQUEST_BLOCKS_MAX && GATHER_BLOCKS_MAX <= READ_BLOCKS_MAX);
+const _: () = assert!((PAYLOAD_BYTES_MAX as usize).is_multiple_of(BLOCK_BYTES));
 // A slab has 16-bit indices; a stream recycles at most one piece for each buffer beyond PIECES_MAX.
 const _: () = assert!(PIECES_MAX + READ_BLOCKS_MAX as usize + COMMANDS_MAX < 1 << 16);

@@ -28,6 +28,7 @@ mod options;
 mod output;
 mod protocol;
 mod read;
+mod release;
 mod reply;
 mod session;
 mod slab;

@@ -64,7 +64,9 @@ impl NbdSession {
         if self.output.waiting_bytes() > OUTPUT_BYTES_MAX {
             return Progress::Stalled;
         }
-        let Some(bytes) = self.input.peek::<OPTION_HEADER_BYTES>() else { return Progress::NeedsBytes };
+        let Some(bytes) = self.input.peek::<OPTION_HEADER_BYTES>() else {
+            return Progress::NeedsBytes;
+        };
         let Some(OptionHeader { option, length }) = OptionHeader::parse(bytes) else {
             return self.end();
         };
@@ -107,7 +109,9 @@ impl NbdSession {
             OPTION_LIST => self.answer_list(data, host),
             OPTION_INFO | OPTION_GO => self.answer_info(option, data, host),
             OPTION_STRUCTURED_REPLY => self.answer_structured_reply(data),
-            OPTION_LIST_META_CONTEXT | OPTION_SET_META_CONTEXT => self.answer_context(option, data, host),
+            OPTION_LIST_META_CONTEXT | OPTION_SET_META_CONTEXT => {
+                self.answer_context(option, data, host)
+            }
             _ => {
                 self.reply_option(option, REPLY_ERROR_UNSUPPORTED, &[]);
                 Ok(())
@@ -147,7 +151,12 @@ impl NbdSession {
         Ok(())
     }
 
-    fn answer_info(&mut self, option: u32, data: &[u8], host: &mut impl Host) -> Result<(), Malformed> {
+    fn answer_info(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        host: &mut impl Host,
+    ) -> Result<(), Malformed> {
         let query = InfoQuery::parse(data).ok_or(Malformed)?;
         let Some(export) = host.open_export(query.name) else {
             self.reply_option(option, REPLY_ERROR_UNKNOWN, &[]);
@@ -161,7 +170,8 @@ impl NbdSession {
             let name = query.name.as_bytes();
             self.reply_option(option, REPLY_INFO, &[&INFO_NAME.to_be_bytes(), name]);
         }
-        let sizes = [SECTOR_BYTES as u32, BLOCK_BYTES as u32, PAYLOAD_BYTES_MAX].map(u32::to_be_bytes);
+        let sizes =
+            [SECTOR_BYTES as u32, BLOCK_BYTES as u32, PAYLOAD_BYTES_MAX].map(u32::to_be_bytes);
         let kind = INFO_BLOCK_SIZE.to_be_bytes();
         self.reply_option(option, REPLY_INFO, &[&kind, sizes.as_flattened()]);
         self.reply_option(option, REPLY_ACK, &[]);
@@ -182,7 +192,12 @@ impl NbdSession {
         Ok(())
     }
 
-    fn answer_context(&mut self, option: u32, data: &[u8], host: &mut impl Host) -> Result<(), Malformed> {
+    fn answer_context(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        host: &mut impl Host,
+    ) -> Result<(), Malformed> {
         let selects = option == OPTION_SET_META_CONTEXT;
         if selects {
             self.negotiation.context_of = None;

@@ -198,7 +198,10 @@ impl OutputQueue {
         if self.sending.parts.is_empty() {
             std::mem::swap(&mut self.sending, &mut self.next);
         }
-        Output { bytes: &self.sending.storage, parts: self.sending.parts.iter().take(OUTPUT_PARTS_MAX) }
+        Output {
+            bytes: &self.sending.storage,
+            parts: self.sending.parts.iter().take(OUTPUT_PARTS_MAX),
+        }
     }
 
     /// The first `bytes` of the output are sent; adds the buffers that are free again to `released`.
@@ -214,7 +217,8 @@ impl OutputQueue {
                 Source::Buffers { offset, .. } => *offset += step,
             }
             if part.length == 0
-                && let Some(Part { source: Source::Buffers { held, .. }, .. }) = self.sending.parts.pop_front()
+                && let Some(Part { source: Source::Buffers { held, .. }, .. }) =
+                    self.sending.parts.pop_front()
             {
                 released.push(held);
             }

@@ -68,9 +68,14 @@ impl NbdSession {
     pub(super) fn issue_read(&mut self, key: Key, host: &mut impl Host) -> Issue {
         loop {
             let Some(command) = self.commands.get(key) else { return Issue::Settled };
-            let Work::Read(read) = &command.work else { unreachable!("only reads are issued here") };
+            let Work::Read(read) = &command.work else {
+                unreachable!("only reads are issued here")
+            };
             let (start, end) = (command.cursor, command.end);
-            if command.error.is_some() || start == end || read.whole.as_ref().is_some_and(|w| w.streaming) {
+            if command.error.is_some()
+                || start == end
+                || read.whole.as_ref().is_some_and(|w| w.streaming)
+            {
                 return Issue::Settled;
             }
             if self.is_clogged() {
@@ -78,7 +83,9 @@ impl NbdSession {
             }
             let gathered = read.whole.as_ref().map_or(0, |w| w.blocks);
             let room = (READ_BLOCKS_MAX - self.read_blocks).min(GATHER_BLOCKS_MAX - gathered);
-            let Some((first, count)) = self.allocate_read(blocks_wanted(start, end).min(room), host) else {
+            let Some((first, count)) =
+                self.allocate_read(blocks_wanted(start, end).min(room), host)
+            else {
                 if gathered == 0 {
                     return Issue::Blocked;
                 }
@@ -126,7 +133,8 @@ impl NbdSession {
         match (held.reader, command) {
             (Some(key), Some(command)) if command.cursor < command.end && !self.broken => {
                 let length = length_within(command.cursor, command.end, held.count);
-                let span = Span { first: held.first, count: held.count, offset: command.cursor, length };
+                let span =
+                    Span { first: held.first, count: held.count, offset: command.cursor, length };
                 self.give_read(key, span, host);
             }
             _ => self.free_read(held.first, held.count, host),
@@ -179,11 +187,14 @@ impl NbdSession {
     fn give_read(&mut self, key: Key, span: Span, host: &mut impl Host) {
         let command = self.advance_cursor(key, span.offset + u64::from(span.length));
         let covered = span.offset == command.offset && command.cursor == command.end;
-        let Command { work: Work::Read(read), .. } = command else { unreachable!("only reads are given here") };
+        let Command { work: Work::Read(read), .. } = command else {
+            unreachable!("only reads are given here")
+        };
         let mut part = 0;
         if !read.in_chunks && !covered {
             let whole = read.whole.get_or_insert_default();
-            part = whole.first_part.wrapping_add(u32::try_from(whole.parts.len()).expect("few parts"));
+            part =
+                whole.first_part.wrapping_add(u32::try_from(whole.parts.len()).expect("few parts"));
             whole.parts.push_back((span, PartState::AtShard));
             whole.blocks += span.count;
         }
@@ -194,7 +205,9 @@ impl NbdSession {
     /// Sends a piece that needs no other: the only one, or a chunk.
     fn send_piece(&mut self, key: Key, span: Span, host: &mut impl Host) {
         let command = self.commands.get(key).expect("a read waits for its pieces");
-        let Command { cookie, work: Work::Read(read), .. } = command else { unreachable!("a read piece") };
+        let Command { cookie, work: Work::Read(read), .. } = command else {
+            unreachable!("a read piece")
+        };
         let last = command.cursor == command.end && command.in_flight == 0;
         let batch = self.output.replies();
         if read.structured {
@@ -296,7 +309,10 @@ impl NbdSession {
             whole.first_part = whole.first_part.wrapping_add(1);
             whole.blocks -= span.count;
             if put_span(self.output.stream(), span, Some(key), host) {
-                self.take_back(Held { first: span.first, count: span.count, reader: Some(key) }, host);
+                self.take_back(
+                    Held { first: span.first, count: span.count, reader: Some(key) },
+                    host,
+                );
             }
         }
         let command = self.commands.get(key).expect("a stream has a command");

@@ -4,8 +4,8 @@
 
 use super::output::Batch;
 use super::protocol::{
-    CHUNK_BLOCK_STATUS, CHUNK_DONE, CHUNK_ERROR, CHUNK_MAGIC, CHUNK_NONE, CHUNK_OFFSET_DATA, CONTEXT_ALLOCATION_ID,
-    ErrorNumber, SIMPLE_REPLY_MAGIC,
+    CHUNK_BLOCK_STATUS, CHUNK_DONE, CHUNK_ERROR, CHUNK_MAGIC, CHUNK_NONE, CHUNK_OFFSET_DATA,
+    CONTEXT_ALLOCATION_ID, ErrorNumber, SIMPLE_REPLY_MAGIC,
 };
 
 /// A reply without chunks. The data of a read without error follows.

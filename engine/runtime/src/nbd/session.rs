@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use twinpoint_core::request::{Answer, Operation, Outcome, Request, Tag};
+use twinpoint_core::request::{Answer, Outcome, Request, Tag};
 
 use super::command::{Command, Piece, PieceWork, Terms, Work};
 use super::host::Host;
@@ -48,8 +48,8 @@ pub struct NbdSession {
     pub(super) shutting_down: bool,
     /// Input waits for something else than bytes.
     stalled: bool,
-    released: bool,
-    released_buffers: Vec<Held>,
+    pub(super) released: bool,
+    pub(super) released_buffers: Vec<Held>,
 }
 
 /// Where a connection is.
@@ -225,7 +225,8 @@ impl NbdSession {
     /// Whether the connection is to be closed: all is answered and sent, or nothing sensible can be sent any more.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        let drained = self.phase == Phase::Ending && self.commands.is_empty() && self.output.is_empty();
+        let drained =
+            self.phase == Phase::Ending && self.commands.is_empty() && self.output.is_empty();
         self.is_closed() || drained
     }
 
@@ -233,32 +234,6 @@ impl NbdSession {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pieces.len() - self.refused.len()
-    }
-
-    /// The connection is gone, and no receive or send is under way any more. Gives back every buffer that no shard
-    /// has. Answers must still be brought until [`NbdSession::in_flight`] is 0; then the export is closed.
-    pub fn release(&mut self, host: &mut impl Host) {
-        if self.released {
-            return;
-        }
-        self.released = true;
-        self.phase = Phase::Ending;
-        if let Some((first, count)) = self.payload.take().and_then(Payload::into_buffers) {
-            host.free(first, count);
-        }
-        let mut held = std::mem::take(&mut self.released_buffers);
-        self.output.drain(&mut held);
-        for held in held {
-            self.free_read(held.first, held.count, host);
-        }
-        self.drop_refused(host);
-        for mut command in self.commands.take_all() {
-            self.free_parts(&mut command, host);
-        }
-        self.ready.clear();
-        self.background_waiting.clear();
-        self.streams_waiting.clear();
-        self.close_if_idle(host);
     }
 
     /// Answers a command when nothing of it is left to do.
@@ -296,7 +271,9 @@ impl NbdSession {
             (Some(error), Work::Read(_) | Work::Status(_)) if structured => {
                 reply::error_chunk(batch, command.cookie, error);
             }
-            (None, Work::Status(status)) => reply::block_status(batch, command.cookie, &status.extents),
+            (None, Work::Status(status)) => {
+                reply::block_status(batch, command.cookie, &status.extents)
+            }
             (error, _) => reply::simple(batch, command.cookie, error),
         }
     }
@@ -336,8 +313,11 @@ impl NbdSession {
     }
 
     fn take_command(&mut self, host: &mut impl Host) -> Progress {
-        let Some(bytes) = self.input.peek::<REQUEST_HEADER_BYTES>() else { return Progress::NeedsBytes };
-        let full = self.commands.len() >= COMMANDS_MAX || self.output.waiting_bytes() > OUTPUT_BYTES_MAX;
+        let Some(bytes) = self.input.peek::<REQUEST_HEADER_BYTES>() else {
+            return Progress::NeedsBytes;
+        };
+        let full =
+            self.commands.len() >= COMMANDS_MAX || self.output.waiting_bytes() > OUTPUT_BYTES_MAX;
         if full || self.is_clogged() {
             return Progress::Stalled;
         }
@@ -385,27 +365,6 @@ impl NbdSession {
         let command = self.commands.get_mut(piece.command).expect("a command waits for its pieces");
         command.in_flight -= 1;
         Some(piece)
-    }
-
-    fn drop_refused(&mut self, host: &mut impl Host) {
-        while let Some(request) = self.refused.pop_front() {
-            let low = u32::try_from(request.tag.0 & u64::from(u32::MAX)).expect("32 bits");
-            let piece = self.pieces.remove(Key(low)).expect("a refused request is a piece");
-            match (piece.work, request.operation) {
-                (PieceWork::Read { span, .. }, _) => self.free_read(span.first, span.count, host),
-                (_, Operation::Write { buffer }) => host.free(buffer, request.blocks()),
-                _ => {}
-            }
-        }
-    }
-
-    fn close_if_idle(&mut self, host: &mut impl Host) {
-        if self.released && self.in_flight() == 0 {
-            assert_eq!(self.read_blocks, 0, "a released session holds no buffer");
-            if let Some(terms) = self.terms.take() {
-                host.close_export(terms.export.volume);
-            }
-        }
     }
 
     fn is_closed(&self) -> bool {

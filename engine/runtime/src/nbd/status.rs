@@ -71,7 +71,10 @@ impl NbdSession {
         for index in 0..STATUS_BATCH {
             let Some(command) = self.commands.get(key) else { return Issue::Settled };
             let in_batch = u32::try_from(index).expect("a batch is small");
-            if command.error.is_some() || command.cursor == command.end || command.in_flight != in_batch {
+            if command.error.is_some()
+                || command.cursor == command.end
+                || command.in_flight != in_batch
+            {
                 return Issue::Settled;
             }
             if self.is_clogged() {
@@ -89,9 +92,16 @@ impl NbdSession {
     }
 
     /// A stripe's bitmap came, or did not.
-    pub(super) fn finish_status(&mut self, key: Key, index: u8, outcome: Outcome, host: &mut impl Host) {
+    pub(super) fn finish_status(
+        &mut self,
+        key: Key,
+        index: u8,
+        outcome: Outcome,
+        host: &mut impl Host,
+    ) {
         let Some(command) = self.commands.get_mut(key) else { return };
-        let Command { work: Work::Status(status), error, in_flight, cursor, end, .. } = command else {
+        let Command { work: Work::Status(status), error, in_flight, cursor, end, .. } = command
+        else {
             unreachable!("a status piece belongs to a status command")
         };
         match outcome {

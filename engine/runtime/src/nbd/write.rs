@@ -126,7 +126,8 @@ impl NbdSession {
         };
         assert!(0 < count && count <= want, "{count} buffers instead of {want}");
         let length = length_within(start, end, count);
-        payload.filling = Some(Filling { span: Span { first, count, offset: start, length }, filled: 0 });
+        payload.filling =
+            Some(Filling { span: Span { first, count, offset: start, length }, filled: 0 });
         Progress::Went
     }
 

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 pub(super) struct Client {
     pub(super) outgoing: Vec<u8>,
     pub(super) incoming: Vec<u8>,
+    /// Bytes of `incoming` that were taken.
+    taken: usize,
     structured: bool,
     next_cookie: u64,
     waiting: BTreeMap<u64, Waiting>,
@@ -80,17 +82,24 @@ impl Client {
 
     pub(super) fn take_option_replies(&mut self) -> Vec<OptionReply> {
         let mut replies = Vec::new();
-        while self.incoming.len() >= 20 {
+        while self.rest().len() >= 20 {
             assert_eq!(self.take(8), 0x3_e889_0455_65a9_u64.to_be_bytes());
             let (option, kind, length) = (self.u32(), self.u32(), self.u32());
             replies.push((option, kind, self.take(length as usize)));
         }
-        assert!(self.incoming.is_empty(), "{:?}", self.incoming);
+        assert!(self.rest().is_empty(), "{:?}", self.rest());
         replies
     }
 
     /// Writes a command, with payload if it is a write; gives its cookie.
-    pub(super) fn command(&mut self, command: u16, flags: u16, offset: u64, length: u32, data: &[u8]) -> u64 {
+    pub(super) fn command(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> u64 {
         self.next_cookie += 1;
         let cookie = self.next_cookie;
         self.put(&0x2560_9513_u32.to_be_bytes());
@@ -129,9 +138,10 @@ impl Client {
 
     /// Takes all complete replies out of what came in.
     pub(super) fn take_replies(&mut self) -> Vec<Reply> {
+        self.incoming.drain(..std::mem::take(&mut self.taken));
         let mut replies = Vec::new();
         loop {
-            match self.incoming.first_chunk() {
+            match self.rest().first_chunk() {
                 Some([0x67, 0x44, 0x66, 0x98]) => {
                     let Some(reply) = self.take_simple() else { return replies };
                     replies.push(reply);
@@ -147,7 +157,7 @@ impl Client {
     }
 
     fn take_simple(&mut self) -> Option<Reply> {
-        let (head, _) = self.incoming.split_first_chunk::<16>()?;
+        let (head, _) = self.rest().split_first_chunk::<16>()?;
         let error = u32::from_be_bytes(*head[4..].first_chunk()?);
         let cookie = u64::from_be_bytes(*head[8..].first_chunk()?);
         let waiting = self.waiting.get(&cookie).expect("a reply to a command");
@@ -155,7 +165,7 @@ impl Client {
             assert!(!self.structured || !matches!(waiting.command, 0 | 7), "must be a chunk");
         }
         let size = if error == 0 { waiting.data.len() } else { 0 };
-        if self.incoming.len() < 16 + size {
+        if self.rest().len() < 16 + size {
             return None;
         }
         self.take(16);
@@ -166,12 +176,12 @@ impl Client {
 
     /// `None` when incomplete; otherwise the reply, if this was its last chunk.
     fn take_chunk(&mut self) -> Option<Option<Reply>> {
-        let (head, _) = self.incoming.split_first_chunk::<20>()?;
+        let (head, _) = self.rest().split_first_chunk::<20>()?;
         let flags = u16::from_be_bytes(*head[4..].first_chunk()?);
         let kind = u16::from_be_bytes(*head[6..].first_chunk()?);
         let cookie = u64::from_be_bytes(*head[8..].first_chunk()?);
         let length = u32::from_be_bytes(*head[16..].first_chunk()?) as usize;
-        if self.incoming.len() < 20 + length {
+        if self.rest().len() < 20 + length {
             return None;
         }
         assert!(self.structured);
@@ -210,8 +220,13 @@ impl Client {
     }
 
     pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
-        assert!(self.incoming.len() >= count, "{} of {count} bytes came", self.incoming.len());
-        self.incoming.drain(..count).collect()
+        let bytes = self.rest()[..count].to_vec();
+        self.taken += count;
+        bytes
+    }
+
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.incoming[self.taken..]
     }
 
     fn u32(&mut self) -> u32 {

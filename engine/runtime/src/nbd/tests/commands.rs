@@ -158,11 +158,12 @@ fn a_large_trim_does_not_flood_the_ring() {
     rig.client.command(4, 0, 0, (stripes << 21) as u32, &[]);
     rig.client.read(0, 4096);
     let mut most = 0;
-    while rig.client.waiting() > 0 {
+    for _ in 0..50_000 {
         rig.step();
         rig.client.take_replies();
         most = most.max(rig.host.pending.len());
     }
+    assert_eq!(rig.client.waiting(), 0);
     assert_eq!(most, BACKGROUND_PIECES_MAX + 1);
     rig.close();
 }
@@ -221,7 +222,7 @@ fn a_simple_reply_that_fails_after_its_head_ends_the_connection() {
         rig.step();
     }
     assert!(rig.session.is_finished());
-    assert!(!rig.client.incoming.is_empty() && !rig.client.incoming.contains(&0xbd));
+    assert!(!rig.client.rest().is_empty() && !rig.client.rest().contains(&0xbd));
     rig.close();
 }
 
@@ -291,20 +292,40 @@ fn more_commands_than_the_limit_wait_their_turn() {
 }
 
 #[test]
+fn a_full_ring_stops_the_input() {
+    let mut rig = Rig::connected(16, SIZE, 3000, true);
+    rig.host.pending_max = 0;
+    rig.client.write(0, &[1; 4 << 20]);
+    rig.client.read(0, 4096);
+    for _ in 0..2000 {
+        rig.step();
+    }
+    assert_eq!(rig.session.refused.len(), 1);
+    assert_eq!(rig.session.in_flight(), 0);
+    assert!(rig.session.is_starved() && matches!(rig.session.input(), crate::nbd::Input::Wait));
+    rig.host.pending_max = 1;
+    assert_eq!(rig.run().len(), 2);
+    assert!(!rig.session.is_starved());
+    rig.close();
+}
+
+#[test]
 fn a_client_that_does_not_read_is_not_served_without_end() {
     let mut rig = Rig::connected(15, SIZE, 6000, true);
-    for index in 0..4000 {
+    for index in 0..1000 {
         rig.client.read(index % 60 * 65536, 65536);
         rig.client.read(0, 4096);
     }
-    for _ in 0..200 {
-        while !matches!(rig.session.input(), crate::nbd::Input::Wait) && !rig.client.outgoing.is_empty() {
+    for _ in 0..100 {
+        while !matches!(rig.session.input(), crate::nbd::Input::Wait)
+            && !rig.client.outgoing.is_empty()
+        {
             rig.receive_only();
         }
         while rig.answer() {}
     }
     assert!(!rig.client.outgoing.is_empty(), "input stops");
     assert!(rig.host.buffers_in_use() <= 4096);
-    assert_eq!(rig.run().len(), 8000);
+    assert_eq!(rig.run().len(), 2000);
     rig.close();
 }

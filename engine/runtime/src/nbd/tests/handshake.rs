@@ -74,8 +74,7 @@ fn metadata_contexts_need_structured_replies_and_belong_to_one_export() {
             (7, info_query("", &[])),
         ],
     );
-    let expected =
-        [ERROR + 3, 1, ERROR + 6, 1, 1, 4, 1, 4, 1, 1, 4, 1, 3, 3, 1];
+    let expected = [ERROR + 3, 1, ERROR + 6, 1, 1, 4, 1, 4, 1, 1, 4, 1, 3, 3, 1];
     assert_eq!(kinds(&replies), expected);
     assert_eq!(replies[5].2, b"\0\0\0\0base:allocation");
     assert_eq!(replies[10].2, b"\0\0\0\x01base:allocation");
@@ -86,7 +85,8 @@ fn metadata_contexts_need_structured_replies_and_belong_to_one_export() {
 
 #[test]
 fn too_long_an_option_is_skipped() {
-    let (mut rig, replies) = options(50_000, &[(6, vec![7; 200_000]), (3, vec![]), (6, vec![7; 65536])]);
+    let (mut rig, replies) =
+        options(50_000, &[(6, vec![7; 200_000]), (3, vec![]), (6, vec![7; 65536])]);
     assert_eq!(kinds(&replies), [ERROR + 9, 2, 1, ERROR + 3]);
     rig.close();
 }

@@ -107,7 +107,9 @@ impl RamHost {
         let request = self.pending.swap_remove(index);
         let range = request.offset..request.offset + u64::from(request.length);
         let failure = match &self.fail_at {
-            Some((at, outcome)) if at.start < range.end && range.start < at.end => Some(outcome.clone()),
+            Some((at, outcome)) if at.start < range.end && range.start < at.end => {
+                Some(outcome.clone())
+            }
             _ => None,
         };
         let failed = failure.is_some();
@@ -124,7 +126,8 @@ impl RamHost {
                 let start = buffer.0 as usize * BLOCK_BYTES + inside;
                 self.own(buffer, count, Owner::Shard, Owner::Free);
                 if !failed {
-                    self.disk[range.clone()].copy_from_slice(&self.arena[start..start + range.len()]);
+                    self.disk[range.clone()]
+                        .copy_from_slice(&self.arena[start..start + range.len()]);
                     self.mapped[blocks].fill(true);
                 }
             }
@@ -167,7 +170,11 @@ impl Host for RamHost {
             return None;
         }
         let first = self.owners.iter().position(|owner| *owner == Owner::Free)?;
-        let run = self.owners[first..].iter().take(want as usize).take_while(|o| **o == Owner::Free).count();
+        let run = self.owners[first..]
+            .iter()
+            .take(want as usize)
+            .take_while(|o| **o == Owner::Free)
+            .count();
         let count = if self.refusal > 0 { 1 + self.random.below(run as u64) as usize } else { run };
         let buffer = BufferId(first as u32);
         self.own(buffer, count, Owner::Free, Owner::Session);
@@ -230,7 +237,11 @@ impl Host for RamHost {
     fn open_export(&mut self, name: &str) -> Option<Export> {
         let known = name.is_empty() || name == "disk";
         self.uses += i32::from(known);
-        known.then_some(Export { volume: VolumeId(3), size_bytes: self.size, read_only: self.read_only })
+        known.then_some(Export {
+            volume: VolumeId(3),
+            size_bytes: self.size,
+            read_only: self.read_only,
+        })
     }
 
     fn list_exports(&self) -> Vec<String> {

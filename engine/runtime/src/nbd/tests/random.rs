@@ -68,11 +68,12 @@ fn run_seed(seed: u64, commands: usize) {
     rig.portion = [600, 20_000, 1 << 20][random.below(3) as usize];
     let mut model = vec![0; SIZE as usize];
     let mut under_way: Vec<Expected> = Vec::new();
-    let mut left = commands;
+    let (mut left, mut idle) = (commands, 0);
     while left > 0 || !under_way.is_empty() {
         let range = random_range(&mut random);
         // Commands that overlap may be done in any order, so the model only has those that do not.
-        let free = under_way.iter().all(|e| e.range.end <= range.start || range.end <= e.range.start);
+        let free =
+            under_way.iter().all(|e| e.range.end <= range.start || range.end <= e.range.start);
         if left > 0 && free && under_way.len() < 40 {
             under_way.push(issue(&mut rig, &mut model, range, structured));
             left -= 1;
@@ -80,7 +81,10 @@ fn run_seed(seed: u64, commands: usize) {
         for _ in 0..20 {
             rig.step();
         }
+        idle += 1;
+        assert!(idle < 20_000, "seed {seed}: the session waits for ever");
         for reply in rig.client.take_replies() {
+            idle = 0;
             assert_eq!(reply.error, 0, "seed {seed}");
             let index = under_way.iter().position(|e| e.cookie == reply.cookie);
             let expected = under_way.swap_remove(index.expect("a reply to a command under way"));

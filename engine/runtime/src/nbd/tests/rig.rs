@@ -55,12 +55,20 @@ impl Rig {
     pub(super) fn settle(&mut self) {
         let mut idle = 0;
         while idle < 2000 {
-            if self.step() { idle = 0 } else { idle += 1 }
+            if self.step() {
+                idle = 0
+            } else {
+                idle += 1
+            }
             if self.is_idle() {
                 break;
             }
         }
-        assert!(self.is_idle(), "the session waits for ever: {} to feed", self.client.outgoing.len());
+        assert!(
+            self.is_idle(),
+            "the session waits for ever: {} to feed",
+            self.client.outgoing.len()
+        );
     }
 
     pub(super) fn is_idle(&mut self) -> bool {

@@ -1,0 +1,438 @@
+//! Drives the coordinator on worker 0: operators' calls, the gate, timers, and the wire to the peer's coordinator.
+//!
+//! Invariants: the gate is closed here alone; a session's wires are in place at their owners before any order of the
+//! session reaches a shard; a call is answered once, or its caller sees the channel close.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+
+use hdrhistogram::Histogram;
+use rdma_fallback::Wire;
+use twinpoint_core::contract::{
+    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, PeerSession, Reply, Report, Ticket,
+};
+use twinpoint_core::coordinator::Coordinator;
+use twinpoint_core::request::Tag;
+use twinpoint_core::units::{BufferId, CpNumber, Instant, ShardId};
+
+use crate::calls::{Call, Calls};
+use crate::clients::worker_of;
+use crate::lanes::{LaneEvent, LanePort, deliver};
+use crate::link::NewSession;
+use crate::mail::Mail;
+use crate::uring::UringError;
+use crate::worker::{PEER_LANE, Worker, lane_number};
+
+/// Why the workers of a node end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Exit {
+    /// Stopped in order.
+    Stopped,
+    /// The store is to be opened anew, as of this CP.
+    Restart(CpNumber),
+}
+
+/// The coordinator and what it needs of the world.
+pub(crate) struct CoordinatorPort {
+    coordinator: Coordinator,
+    calls: Calls,
+    replies: HashMap<Ticket, Sender<Reply>>,
+    next_ticket: u64,
+    /// The gate was closed at this CP and is not quiet yet.
+    closing: Option<CpNumber>,
+    peer: Option<LanePort>,
+    session: u64,
+    /// What each shard lends.
+    lends: Vec<(BufferId, u32)>,
+    latencies: Arc<Mutex<Latencies>>,
+    exit: Arc<Mutex<Option<Exit>>>,
+    next_post: u64,
+    wants_seal: bool,
+}
+
+/// How long the phases of CPs took, in nanoseconds.
+pub(crate) struct Latencies {
+    pub written: Histogram<u64>,
+    pub durable: Histogram<u64>,
+    pub confirmed: Histogram<u64>,
+}
+
+impl Latencies {
+    pub fn new() -> Latencies {
+        let histogram = || Histogram::new_with_bounds(1_000, 1_000_000_000_000, 2).expect("sound bounds");
+        Latencies { written: histogram(), durable: histogram(), confirmed: histogram() }
+    }
+}
+
+impl CoordinatorPort {
+    pub fn new(
+        coordinator: Coordinator,
+        calls: Calls,
+        lends: Vec<(BufferId, u32)>,
+        latencies: Arc<Mutex<Latencies>>,
+        exit: Arc<Mutex<Option<Exit>>>,
+    ) -> CoordinatorPort {
+        CoordinatorPort {
+            coordinator,
+            calls,
+            replies: HashMap::new(),
+            next_ticket: 0,
+            closing: None,
+            peer: None,
+            session: 0,
+            lends,
+            latencies,
+            exit,
+            next_post: 0,
+            wants_seal: false,
+        }
+    }
+
+    /// When the coordinator wants a tick; at once while the gate is being closed.
+    pub fn next_tick(&self) -> Option<Instant> {
+        if self.closing.is_some() { Some(Instant(0)) } else { self.coordinator.poll_timeout() }
+    }
+
+    pub fn peer_lane(&mut self) -> Option<&mut LanePort> {
+        self.peer.as_mut()
+    }
+
+    pub fn peer_is_closed(&self) -> bool {
+        self.peer.is_none()
+    }
+
+    fn ticket(&mut self, reply: Sender<Reply>) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.replies.insert(ticket, reply);
+        ticket
+    }
+}
+
+impl Worker {
+    /// Whether a call waits.
+    pub fn has_calls(&self) -> bool {
+        self.coordinator.as_ref().is_some_and(|port| port.calls.is_waiting())
+    }
+
+    /// Calls, the gate, timers. Tells whether there was anything to do.
+    pub fn run_coordinator(&mut self) -> Result<bool, UringError> {
+        let Some(port) = self.coordinator.as_mut() else { return Ok(false) };
+        let mut worked = false;
+        if let Some(call) = port.calls.take() {
+            self.call(call)?;
+            worked = true;
+        }
+        worked |= self.watch_gate();
+        let Some(port) = self.coordinator.as_ref() else { return Ok(worked) };
+        let due = port.coordinator.poll_timeout().is_some_and(|at| at <= self.now());
+        if due {
+            self.coordinator_event(CoordinatorEvent::Tick);
+        }
+        Ok(worked)
+    }
+
+    pub fn coordinator_flush(&mut self, tag: Tag) {
+        self.coordinator_event(CoordinatorEvent::Flush(tag));
+    }
+
+    pub fn coordinator_report(&mut self, shard: ShardId, report: Report) {
+        self.coordinator_event(CoordinatorEvent::Report(shard, report));
+    }
+
+    pub fn coordinator_done(&mut self, io: IoToken, result: Result<(), IoFailure>) {
+        self.coordinator_event(CoordinatorEvent::Done { io, result });
+    }
+
+    /// A lane broke: the session is over.
+    pub fn coordinator_lane_closed(&mut self, session: u64, reason: String) {
+        if self.coordinator.as_ref().is_some_and(|port| port.session == session) {
+            self.close_wires();
+            self.coordinator_event(CoordinatorEvent::PeerDown(reason));
+        }
+    }
+
+    /// Memory or enough bytes are staged. Told once until the gate closes.
+    pub fn want_seal(&mut self) {
+        match &mut self.coordinator {
+            Some(port) => {
+                if !std::mem::replace(&mut port.wants_seal, true) {
+                    self.coordinator_report(ShardId(0), Report::WantSeal);
+                }
+            }
+            None => self.mailbox.send(0, Mail::Report(ShardId(0), Report::WantSeal)),
+        }
+    }
+
+    /// The first actions of a new coordinator.
+    pub fn begin_coordinator(&mut self) {
+        if self.coordinator.is_some() {
+            self.coordinator_event(CoordinatorEvent::Tick);
+        }
+    }
+
+    fn coordinator_event(&mut self, event: CoordinatorEvent) {
+        let now = self.now();
+        let open_is_empty = self.shared.gate.is_open_empty();
+        self.core().handle(now, open_is_empty, event);
+        while let Some(action) = self.core().poll_action() {
+            self.coordinator_action(action);
+        }
+        let port = self.coordinator.as_ref().expect("worker 0 has the coordinator");
+        if port.coordinator.session_is_over() && port.peer.is_none() {
+            port.calls.set_session_up(false);
+        }
+    }
+
+    fn core(&mut self) -> &mut Coordinator {
+        &mut self.coordinator.as_mut().expect("only worker 0 is sent such mail").coordinator
+    }
+
+    fn coordinator_action(&mut self, action: CoordinatorAction) {
+        match action {
+            CoordinatorAction::CloseGate => {
+                let closed = self.shared.gate.close();
+                self.shared.staged_bytes.store(0, Ordering::Relaxed);
+                let port = self.coordinator.as_mut().expect("it acts");
+                port.closing = Some(closed);
+                port.wants_seal = false;
+                self.watch_gate();
+            }
+            CoordinatorAction::OpenGate(cp) => {
+                self.shared.gate.restart(cp);
+                self.coordinator.as_ref().expect("it acts").calls.set_primary(true);
+            }
+            CoordinatorAction::Order(shard, order) => {
+                let owner = self.shared.owner(shard);
+                if owner == self.index {
+                    self.orders.push_back((shard, order));
+                } else {
+                    self.mailbox.send(owner, Mail::Order(shard, order));
+                }
+            }
+            CoordinatorAction::Flush { io } => self.store.flush(None, io),
+            CoordinatorAction::WriteMetadata { io, block, bytes } => {
+                self.shared.traffic.device_metadata.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.store.write_metadata(None, io, block, &bytes);
+            }
+            CoordinatorAction::AnswerFlush(tag, done) => {
+                self.mailbox.send(worker_of(tag), Mail::Flushed(tag, done));
+            }
+            CoordinatorAction::Reply(ticket, reply) => self.reply(ticket, reply),
+            CoordinatorAction::PeerPost(message) => self.peer_post(message),
+            CoordinatorAction::ClosePeer(reason) => {
+                self.close_wires();
+                // The core may know already; then this tells it nothing.
+                self.core_event_later(reason);
+            }
+            CoordinatorAction::Hold(holding) => {
+                self.shared.set_holding(holding);
+                if !holding {
+                    for worker in 0..self.shared.workers {
+                        self.mailbox.send(worker, Mail::Resume);
+                    }
+                }
+            }
+            CoordinatorAction::Publish(catalog, serving) => self.shared.publish(catalog, serving),
+            CoordinatorAction::Log(text) => eprintln!("twinpoint: {text}"),
+            CoordinatorAction::Timing { written_ns, durable_ns } => {
+                let port = self.coordinator.as_ref().expect("it acts");
+                let mut latencies = port.latencies.lock().expect("nobody panics with the latencies");
+                latencies.written.saturating_record(written_ns);
+                latencies.durable.saturating_record(durable_ns);
+            }
+            CoordinatorAction::Confirmed { confirmed_ns } => {
+                let port = self.coordinator.as_ref().expect("it acts");
+                let mut latencies = port.latencies.lock().expect("nobody panics with the latencies");
+                latencies.confirmed.saturating_record(confirmed_ns);
+            }
+            CoordinatorAction::Restart(cp) => self.exit(Exit::Restart(cp)),
+        }
+    }
+
+    /// The session ends as if its wire had closed; by mail, for the coordinator is in the middle of its actions.
+    fn core_event_later(&mut self, reason: String) {
+        let session = self.coordinator.as_ref().map_or(0, |port| port.session);
+        self.mailbox.send(self.index, Mail::LaneClosed(session, reason));
+    }
+
+    fn reply(&mut self, ticket: Ticket, reply: Reply) {
+        let stopped = reply == Reply::Stopped;
+        let port = self.coordinator.as_mut().expect("it replies");
+        if let Some(sender) = port.replies.remove(&ticket) {
+            // A caller that gave up is not told.
+            _ = sender.send(reply);
+        }
+        if stopped {
+            self.exit(Exit::Stopped);
+        }
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        let port = self.coordinator.as_ref().expect("it ends");
+        port.exit.lock().expect("nobody panics with the exit").get_or_insert(exit);
+        self.close_wires();
+        for worker in 0..self.shared.workers {
+            self.mailbox.send(worker, Mail::End);
+        }
+    }
+
+    /// The gate was closed: once no admission is under way the coordinator seals.
+    fn watch_gate(&mut self) -> bool {
+        let port = self.coordinator.as_mut().expect("worker 0 has the gate");
+        let Some(cp) = port.closing else { return false };
+        if !self.shared.gate.quiesced(cp) {
+            return true;
+        }
+        port.closing = None;
+        let participants = self.shared.gate.participants(cp);
+        self.coordinator_event(CoordinatorEvent::Quiesced { cp, participants });
+        true
+    }
+
+    fn call(&mut self, call: Call) -> Result<(), UringError> {
+        let port = self.coordinator.as_mut().expect("calls go to worker 0");
+        match call {
+            Call::Command(command, reply) => {
+                let ticket = port.ticket(reply);
+                if let Command::VolumeDelete { name } = &command {
+                    let volumes = self.shared.volumes();
+                    if volumes.iter().any(|(volume, uses)| volume.name == *name && *uses > 0) {
+                        let refusal = twinpoint_core::contract::Refusal::VolumeInUse;
+                        self.reply(ticket, Reply::Refused(refusal));
+                        return Ok(());
+                    }
+                }
+                self.coordinator_event(CoordinatorEvent::Command(ticket, command));
+            }
+            Call::PeerHello(hello, reply) => {
+                let ticket = port.ticket(reply);
+                self.coordinator_event(CoordinatorEvent::PeerHello(ticket, hello));
+            }
+            Call::Session(session) => self.begin_session(*session)?,
+            Call::Status(reply) => {
+                self.gauge_all();
+                let now = self.now();
+                let status = self.core().status(now);
+                // A caller that gave up is not told.
+                _ = reply.send(status);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_session(&mut self, session: NewSession) -> Result<(), UringError> {
+        let NewSession { hello, control, lanes, lent_blocks } = session;
+        let port = self.coordinator.as_mut().expect("calls go to worker 0");
+        if !port.coordinator.session_is_over() || port.peer.is_some() {
+            eprintln!("twinpoint: a session came before the last one ended; the peer will dial again");
+            return Ok(());
+        }
+        port.session += 1;
+        let number = port.session;
+        let lends: Vec<(BufferId, u32)> = match hello.role {
+            // A primary lends nothing, and is lent to.
+            twinpoint_core::message::Role::Primary => port.lends.clone(),
+            twinpoint_core::message::Role::Secondary => vec![(BufferId(0), 0); lanes.len()],
+        };
+        let descriptor = control.descriptor();
+        port.peer = Some(LanePort::new(control, number, (BufferId(0), 0)));
+        for (index, wire) in lanes.into_iter().enumerate() {
+            let shard = ShardId(u16::try_from(index).expect("a lane for each shard"));
+            self.place_lane(shard, number, wire, lends[index])?;
+        }
+        self.watch_lane_input(lane_number(PEER_LANE, number), descriptor)?;
+        let lanes = lends.into_iter().zip(lent_blocks).collect();
+        let session = PeerSession { hello: *hello, lanes };
+        self.coordinator_event(CoordinatorEvent::PeerUp(Box::new(session)));
+        Ok(())
+    }
+
+    fn place_lane(
+        &mut self,
+        shard: ShardId,
+        session: u64,
+        wire: Wire,
+        lend: (BufferId, u32),
+    ) -> Result<(), UringError> {
+        let owner = self.shared.owner(shard);
+        if owner == self.index {
+            return self.lane_begin(shard, session, wire, lend);
+        }
+        self.mailbox.send(owner, Mail::Lane(shard, session, Box::new(wire), lend));
+        Ok(())
+    }
+
+    /// Closes every wire of the session under way.
+    fn close_wires(&mut self) {
+        let Some(port) = self.coordinator.as_mut() else { return };
+        let session = port.session;
+        if let Some(peer) = &mut port.peer {
+            peer.close();
+        }
+        for shard in (0..self.shared.geometry.shards).map(ShardId) {
+            let owner = self.shared.owner(shard);
+            if owner == self.index {
+                self.lane_close(shard, session);
+            } else {
+                self.mailbox.send(owner, Mail::CloseLane(shard, session));
+            }
+        }
+    }
+
+    fn peer_post(&mut self, message: Vec<u8>) {
+        self.shared.traffic.wire_messages.fetch_add(message.len() as u64, Ordering::Relaxed);
+        let arena = &self.shared.arena;
+        let port = self.coordinator.as_mut().expect("it posts");
+        port.next_post += 1;
+        let io = IoToken(port.next_post);
+        if let Some(peer) = &mut port.peer {
+            peer.post(arena, io, message, None);
+        }
+    }
+
+    /// Polls the wire between the coordinators.
+    pub fn poll_peer(&mut self) -> Result<bool, UringError> {
+        let Some(port) = self.coordinator.as_mut() else { return Ok(false) };
+        if !port.peer.as_ref().is_some_and(|peer| peer.has_more) {
+            return Ok(false);
+        }
+        let mut peer = port.peer.take().expect("it was just there");
+        let Some(mut wire) = peer.begin_poll() else { panic!("a wire is out only while it is polled") };
+        let mut messages: Vec<Vec<u8>> = Vec::new();
+        let mut closed = None;
+        let progress = wire.poll(&mut |event| {
+            let reason = deliver(&mut peer, event, &mut |_, event| {
+                if let LaneEvent::Message(bytes, _) = event {
+                    messages.push(bytes.to_vec());
+                }
+            });
+            closed = closed.take().or(reason);
+        });
+        peer.end_poll(wire, progress);
+        let number = lane_number(PEER_LANE, peer.session);
+        let watch = peer.wants_write() && !peer.watching_output && closed.is_none();
+        peer.watching_output |= watch;
+        let descriptor = peer.descriptor();
+        if closed.is_none() {
+            let port = self.coordinator.as_mut().expect("worker 0 has the coordinator");
+            port.peer = Some(peer);
+        } else {
+            self.forget_lane_watches(number)?;
+        }
+        if let Some(descriptor) = descriptor.filter(|_| watch) {
+            self.watch_lane_output(number, descriptor)?;
+        }
+        for message in messages {
+            self.coordinator_event(CoordinatorEvent::PeerMessage(message));
+        }
+        if let Some(reason) = closed {
+            self.close_wires();
+            self.coordinator_event(CoordinatorEvent::PeerDown(reason));
+        }
+        Ok(true)
+    }
+}
+

@@ -1,0 +1,152 @@
+//! What workers send each other: one bounded ring for every ordered pair of workers, and a queue to oneself.
+//!
+//! Invariants: mail of one pair arrives in order; nothing is lost when a ring is full, it waits in the sender's
+//! outbox, which is bounded by what is in flight; a receiver that sleeps is woken once per batch.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use rdma_fallback::Wire;
+use twinpoint_core::contract::{Order, Report};
+use twinpoint_core::request::{Answer, Request, Tag};
+use twinpoint_core::units::{BufferId, ShardId};
+
+use crate::ring::{Consumer, Producer, ring};
+use crate::wake::Waker;
+
+/// One piece of mail.
+pub(crate) enum Mail {
+    /// A frontend's request, for the owner of its shard.
+    Request(ShardId, Request),
+    /// A shard's answer, for the worker that has the client.
+    Answer(Answer),
+    /// Buffers go back to the worker whose pool they are of.
+    Free(BufferId, u32),
+    /// A client wants a flush; for worker 0.
+    Flush(Tag),
+    /// The flush is done, or failed.
+    Flushed(Tag, bool),
+    /// The coordinator's order.
+    Order(ShardId, Order),
+    /// A shard's report; for worker 0.
+    Report(ShardId, Report),
+    /// The lane of a new session: number of the session, the wire, and the buffers lent.
+    Lane(ShardId, u64, Box<Wire>, (BufferId, u32)),
+    /// Close the lane of this session.
+    CloseLane(ShardId, u64),
+    /// The lane of this session is gone; for worker 0.
+    LaneClosed(u64, String),
+    /// A new client.
+    Client(OwnedFd),
+    /// Writers may go on.
+    Resume,
+    /// Close all clients and end.
+    End,
+}
+
+/// A worker's end of all its rings.
+pub(crate) struct Mailbox {
+    worker: usize,
+    outgoing: Vec<Outgoing>,
+    incoming: Vec<Option<Consumer<Mail>>>,
+    local: VecDeque<Mail>,
+}
+
+struct Outgoing {
+    producer: Option<Producer<Mail>>,
+    outbox: VecDeque<Mail>,
+    waker: Waker,
+    notify: bool,
+}
+
+/// Connects workers, each with the waker given for it.
+pub(crate) fn connect(wakers: &[Waker], ring_entries: usize) -> Vec<Mailbox> {
+    let count = wakers.len();
+    let mut boxes: Vec<Mailbox> = (0..count)
+        .map(|worker| Mailbox {
+            worker,
+            outgoing: wakers
+                .iter()
+                .map(|waker| Outgoing {
+                    producer: None,
+                    outbox: VecDeque::new(),
+                    waker: waker.clone(),
+                    notify: false,
+                })
+                .collect(),
+            incoming: (0..count).map(|_| None).collect(),
+            local: VecDeque::new(),
+        })
+        .collect();
+    for from in 0..count {
+        for to in (0..count).filter(|to| *to != from) {
+            let (producer, consumer) = ring(ring_entries);
+            boxes[from].outgoing[to].producer = Some(producer);
+            boxes[to].incoming[from] = Some(consumer);
+        }
+    }
+    boxes
+}
+
+impl Mailbox {
+    /// Sends mail; it waits in the outbox if the ring is full.
+    pub fn send(&mut self, to: usize, mail: Mail) {
+        if to == self.worker {
+            self.local.push_back(mail);
+            return;
+        }
+        let outgoing = &mut self.outgoing[to];
+        outgoing.notify = true;
+        if !outgoing.outbox.is_empty() {
+            outgoing.outbox.push_back(mail);
+            return;
+        }
+        let producer = outgoing.producer.as_mut().expect("every other worker has a ring");
+        if let Err(mail) = producer.push(mail) {
+            outgoing.outbox.push_back(mail);
+        }
+    }
+
+    /// Whether a request to a worker finds room in its ring now.
+    pub fn has_room(&mut self, to: usize) -> bool {
+        if to == self.worker {
+            return true;
+        }
+        let outgoing = &mut self.outgoing[to];
+        let producer = outgoing.producer.as_mut().expect("every other worker has a ring");
+        outgoing.outbox.is_empty() && producer.free() > 0
+    }
+
+    /// Takes the next mail from a worker's ring.
+    pub fn take(&mut self, from: usize) -> Option<Mail> {
+        if from == self.worker {
+            return self.local.pop_front();
+        }
+        self.incoming[from].as_mut().expect("every other worker has a ring").pop()
+    }
+
+    /// Moves outboxes into rings and wakes those who got mail. Call before sleeping and once a round.
+    pub fn deliver(&mut self) {
+        for outgoing in &mut self.outgoing {
+            if let Some(producer) = &mut outgoing.producer {
+                while let Some(mail) = outgoing.outbox.pop_front() {
+                    outgoing.notify = true;
+                    if let Err(mail) = producer.push(mail) {
+                        outgoing.outbox.push_front(mail);
+                        break;
+                    }
+                }
+            }
+            if std::mem::take(&mut outgoing.notify) {
+                outgoing.waker.notify();
+            }
+        }
+    }
+
+    /// Whether no mail waits, in either direction.
+    pub fn is_idle(&mut self) -> bool {
+        self.local.is_empty()
+            && self.outgoing.iter().all(|outgoing| outgoing.outbox.is_empty())
+            && self.incoming.iter_mut().flatten().all(|consumer| consumer.is_empty())
+    }
+}

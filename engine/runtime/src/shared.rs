@@ -1,0 +1,165 @@
+//! What all workers of a node see: the arena, the gate, who owns what, the exports, and counters.
+//!
+//! Invariant: nothing here is locked on the data path; the exports' lock is taken when a client connects or leaves.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use twinpoint_core::catalog::Catalog;
+use twinpoint_core::geometry::Geometry;
+use twinpoint_core::request::{Operation, Request};
+use twinpoint_core::units::{BufferId, ShardId, VolumeId};
+
+use crate::buffers::Arena;
+use crate::gate::Gate;
+use crate::nbd::Export;
+
+/// See the module.
+pub(crate) struct Shared {
+    pub arena: Arc<Arena>,
+    pub gate: Gate,
+    pub geometry: Geometry,
+    pub workers: usize,
+    /// Buffers of each worker's pool; worker `w` has those from `w * pool_buffers` on.
+    pub pool_buffers: u32,
+    pub traffic: Traffic,
+    pub shards: Vec<CachePadded<ShardGauges>>,
+    pub clients: AtomicU32,
+    /// Bytes admitted since the last seal, and how many make one.
+    pub staged_bytes: CachePadded<AtomicU64>,
+    pub cp_bytes: u64,
+    holding: AtomicBool,
+    exports: Mutex<Exports>,
+}
+
+/// Bytes moved since the node began.
+#[derive(Default)]
+pub(crate) struct Traffic {
+    pub client_written: CachePadded<AtomicU64>,
+    pub client_read: CachePadded<AtomicU64>,
+    pub device_data: CachePadded<AtomicU64>,
+    pub device_metadata: CachePadded<AtomicU64>,
+    pub wire_data: CachePadded<AtomicU64>,
+    pub wire_records: CachePadded<AtomicU64>,
+    pub wire_messages: CachePadded<AtomicU64>,
+}
+
+/// What a shard last said of itself.
+#[derive(Default)]
+pub(crate) struct ShardGauges {
+    pub free_blocks: AtomicU64,
+    pub mapped_blocks: AtomicU64,
+    pub map_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Exports {
+    catalog: Catalog,
+    serving: bool,
+    uses: HashMap<VolumeId, u32>,
+}
+
+impl Shared {
+    pub fn new(arena: Arc<Arena>, gate: Gate, geometry: Geometry, workers: usize, pool_buffers: u32, cp_bytes: u64) -> Shared {
+        Shared {
+            arena,
+            gate,
+            geometry,
+            workers,
+            pool_buffers,
+            traffic: Traffic::default(),
+            shards: (0..geometry.shards).map(|_| CachePadded::default()).collect(),
+            clients: AtomicU32::new(0),
+            staged_bytes: CachePadded::default(),
+            cp_bytes,
+            holding: AtomicBool::new(false),
+            exports: Mutex::default(),
+        }
+    }
+
+    /// The worker that owns a shard.
+    pub fn owner(&self, shard: ShardId) -> usize {
+        usize::from(shard.0) % self.workers
+    }
+
+    /// The worker whose pool a buffer is of.
+    pub fn pool_of(&self, buffer: BufferId) -> usize {
+        (buffer.0 / self.pool_buffers) as usize
+    }
+
+    pub fn is_holding(&self) -> bool {
+        self.holding.load(Ordering::Relaxed)
+    }
+
+    pub fn set_holding(&self, holding: bool) {
+        self.holding.store(holding, Ordering::Relaxed);
+    }
+
+    pub fn count_request(&self, request: &Request) {
+        let length = u64::from(request.length);
+        match request.operation {
+            Operation::Write { .. } => {
+                self.traffic.client_written.fetch_add(length, Ordering::Relaxed);
+                self.staged_bytes.fetch_add(length, Ordering::Relaxed);
+            }
+            Operation::Read { .. } => {
+                self.traffic.client_read.fetch_add(length, Ordering::Relaxed);
+            }
+            Operation::Unmap | Operation::Status => {}
+        }
+    }
+
+    /// Whether enough is staged for a CP.
+    pub fn is_point_due(&self) -> bool {
+        self.staged_bytes.load(Ordering::Relaxed) >= self.cp_bytes
+    }
+
+    pub fn publish(&self, catalog: Catalog, serving: bool) {
+        let mut exports = self.lock();
+        exports.catalog = catalog;
+        exports.serving = serving;
+    }
+
+    pub fn open_export(&self, name: &str) -> Option<Export> {
+        let mut exports = self.lock();
+        if !exports.serving {
+            return None;
+        }
+        let volumes = &exports.catalog.volumes;
+        let volume = match name {
+            "" if volumes.len() == 1 => volumes.first(),
+            _ => exports.catalog.find(name),
+        }?;
+        let export = Export { volume: volume.id, size_bytes: volume.size_bytes, read_only: false };
+        *exports.uses.entry(export.volume).or_default() += 1;
+        Some(export)
+    }
+
+    pub fn list_exports(&self) -> Vec<String> {
+        let exports = self.lock();
+        let volumes = exports.catalog.volumes.iter().filter(|_| exports.serving);
+        volumes.map(|volume| volume.name.clone()).collect()
+    }
+
+    pub fn close_export(&self, volume: VolumeId) {
+        let mut exports = self.lock();
+        let uses = exports.uses.get_mut(&volume).expect("an export is closed after it was opened");
+        *uses -= 1;
+        if *uses == 0 {
+            exports.uses.remove(&volume);
+        }
+    }
+
+    /// The volumes, each with the number of its users.
+    pub fn volumes(&self) -> Vec<(twinpoint_core::catalog::Volume, u32)> {
+        let exports = self.lock();
+        let uses = |id| exports.uses.get(&id).copied().unwrap_or(0);
+        exports.catalog.volumes.iter().map(|volume| (volume.clone(), uses(volume.id))).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Exports> {
+        self.exports.lock().expect("nobody panics while holding the exports")
+    }
+}

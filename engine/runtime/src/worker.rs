@@ -1,0 +1,357 @@
+//! One pinned thread: mail and completions in, core, mail and submissions out; then it polls a while, then it sleeps.
+//!
+//! ```text
+//!   round:  orders of worker 0 | requests of every ring | completions | wires | coordinator | deliver, submit
+//! ```
+//!
+//! Invariants: a seal reaches a shard only after every request that was in any ring before it (R2): orders are set
+//! aside, all rings are emptied, then the orders are carried out. A worker never blocks but in its own io_uring, and
+//! sleeps only when every ring was seen empty after it announced its sleep.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use twinpoint_core::contract::{Order, ShardEvent};
+use twinpoint_core::units::ShardId;
+
+use crate::buffers::Pool;
+use crate::clients::{Clients, HostPort, UserData};
+use crate::coordinator_port::CoordinatorPort;
+use crate::mail::{Mail, Mailbox};
+use crate::shard_port::ShardPort;
+use crate::shared::Shared;
+use crate::sockets::{adopt, set_no_delay};
+use crate::store_port::{Ended, Operations, StorePort};
+use crate::uring::{Completion, Uring, UringError, Wait};
+use crate::wake::Sleeper;
+
+/// Longest sleep: a worker looks around now and then, whatever happens.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+/// Places in the io_uring that store operations leave to sockets.
+const SOCKET_PLACES: usize = 64;
+
+/// What an operation of the io_uring is for: the upper 32 bits of its user data.
+const STORE: u64 = 1 << 32;
+const RECEIVE: u64 = 2 << 32;
+const SEND: u64 = 3 << 32;
+const BELL: u64 = 4 << 32;
+const LANE_INPUT: u64 = 5 << 32;
+const LANE_OUTPUT: u64 = 6 << 32;
+const ACCEPT: u64 = 7 << 32;
+const NUMBER: u64 = 0xffff_ffff;
+/// The number of the wire between coordinators, in the place of a shard's.
+pub(crate) const PEER_LANE: u16 = 0xffff;
+
+/// The number of a lane's operations: those of an older session are recognised and ignored.
+pub(crate) fn lane_number(lane: u16, session: u64) -> u64 {
+    u64::from(lane) | (session & 0xffff) << 16
+}
+
+const CLIENT_DATA: UserData = UserData {
+    receive: |index| RECEIVE | index as u64,
+    send: |index| SEND | index as u64,
+};
+
+/// See the module.
+pub(crate) struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub uring: Uring,
+    pub sleeper: Sleeper,
+    pub mailbox: Mailbox,
+    pub pool: Pool,
+    pub store: StorePort,
+    pub operations: Operations,
+    pub clients: Clients,
+    /// Own shards; none at the places of others.
+    pub shards: Vec<Option<ShardPort>>,
+    /// Of worker 0.
+    pub coordinator: Option<Box<CoordinatorPort>>,
+    /// Orders set aside until all rings were emptied.
+    pub orders: VecDeque<(ShardId, Order)>,
+    pub listeners: Vec<OwnedFd>,
+    pub next_client: usize,
+    pub poll: Duration,
+    /// A client was refused memory; told once until the next seal.
+    pub starved: bool,
+    /// A client found a ring full; it tries again in the next round.
+    pub ring_full: bool,
+    /// Something came back that starved clients wait for.
+    pub may_resume: bool,
+    pub ending: bool,
+    pub began: Instant,
+}
+
+impl Worker {
+    /// Works until told to end.
+    ///
+    /// # Errors
+    /// If the io_uring fails.
+    pub fn run(&mut self) -> Result<(), UringError> {
+        self.uring.read_eventfd(BELL, self.sleeper.descriptor())?;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            self.uring.accept_multishot(ACCEPT | index as u64, listener.as_raw_fd())?;
+        }
+        let mut completions = Vec::new();
+        let mut busy_until = Instant::now();
+        loop {
+            let worked = self.round(&mut completions)?;
+            if self.ending && self.is_idle() {
+                return self.finish(completions);
+            }
+            let now = Instant::now();
+            if worked {
+                busy_until = now + self.poll;
+            }
+            if worked || now < busy_until {
+                self.uring.submit_and_wait(Wait::No)?;
+                continue;
+            }
+            self.sleeper.prepare();
+            if self.mailbox.is_idle() && self.orders.is_empty() && !self.has_calls() {
+                let wait = self.sleep_time(now);
+                self.uring.submit_and_wait(if wait.is_zero() { Wait::No } else { Wait::For(wait) })?;
+            }
+            self.sleeper.awake();
+        }
+    }
+
+    /// One round. Tells whether there was anything to do.
+    fn round(&mut self, completions: &mut Vec<Completion>) -> Result<bool, UringError> {
+        let mut worked = self.take_mail()?;
+        self.uring.reap(completions);
+        worked |= !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.complete(completion)?;
+        }
+        worked |= self.poll_lanes()?;
+        worked |= self.run_coordinator()?;
+        self.resume_clients()?;
+        if self.uring.free() > SOCKET_PLACES {
+            self.store.submit(&mut self.uring, &self.shared.arena, &mut self.operations, |n| STORE | n as u64)?;
+        }
+        self.mailbox.deliver();
+        Ok(worked || self.ring_full)
+    }
+
+    /// Empties all rings; orders that were there before are carried out afterwards.
+    fn take_mail(&mut self) -> Result<bool, UringError> {
+        let mut worked = false;
+        let mut ready: Vec<(ShardId, Order)> = self.orders.drain(..).collect();
+        if self.index != 0 {
+            // Worker 0's ring first: what it has of requests is handled at once, of orders later.
+            while let Some(mail) = self.mailbox.take(0) {
+                worked = true;
+                match mail {
+                    Mail::Order(shard, order) => ready.push((shard, order)),
+                    other => self.take_in(other)?,
+                }
+            }
+        }
+        let first = usize::from(self.index != 0);
+        for from in first..self.shared.workers {
+            while let Some(mail) = self.mailbox.take(from) {
+                worked = true;
+                self.take_in(mail)?;
+            }
+        }
+        for (shard, order) in ready {
+            worked = true;
+            self.shard_event(shard, ShardEvent::Order(order));
+        }
+        Ok(worked)
+    }
+
+    fn take_in(&mut self, mail: Mail) -> Result<(), UringError> {
+        match mail {
+            Mail::Request(shard, request) => self.shard_request(shard, request),
+            Mail::Answer(answer) => {
+                let client = self.with_host(|clients, host| clients.answer(answer, host));
+                self.drive_client(client)?;
+            }
+            Mail::Free(first, count) => {
+                self.pool.free(first, count);
+                self.may_resume = true;
+            }
+            Mail::Flushed(tag, done) => {
+                let client = self.with_host(|clients, host| clients.flushed(tag, done, host));
+                self.drive_client(client)?;
+            }
+            Mail::Order(shard, order) => self.orders.push_back((shard, order)),
+            Mail::Flush(tag) => self.coordinator_flush(tag),
+            Mail::Report(shard, report) => self.coordinator_report(shard, report),
+            Mail::Lane(shard, session, wire, lend) => self.lane_begin(shard, session, *wire, lend)?,
+            Mail::CloseLane(shard, session) => self.lane_close(shard, session),
+            Mail::LaneClosed(session, reason) => self.coordinator_lane_closed(session, reason),
+            Mail::Client(socket) => self.client_add(socket)?,
+            Mail::Resume => self.may_resume = true,
+            Mail::End => self.end()?,
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, completion: Completion) -> Result<(), UringError> {
+        let number = (completion.user_data & NUMBER) as usize;
+        match completion.user_data & !NUMBER {
+            STORE => {
+                let ended = self.store.completed(&self.shared.arena, &mut self.operations, number, completion.result);
+                match ended {
+                    None => {}
+                    Some(Ended::Done(None, io, result)) => self.coordinator_done(io, result),
+                    Some(Ended::Done(Some(shard), io, result)) => {
+                        self.shard_event(shard, ShardEvent::Done { io, result });
+                    }
+                    Some(Ended::Read(shard, io, result)) => self.shard_event(shard, ShardEvent::Read { io, result }),
+                    Some(Ended::Metadata(shard, io, result)) => {
+                        self.shard_event(shard, ShardEvent::MetadataRead { io, result });
+                    }
+                    Some(Ended::Old(shard, io, buffer, result)) => self.shard_old(shard, io, buffer, result),
+                }
+            }
+            RECEIVE => {
+                self.with_host(|clients, host| clients.received(number, completion.result, host));
+                self.drive_client(number)?;
+            }
+            SEND => {
+                self.with_host(|clients, host| clients.sent(number, completion.result, host));
+                self.drive_client(number)?;
+            }
+            BELL => self.uring.read_eventfd(BELL, self.sleeper.descriptor())?,
+            LANE_INPUT => self.lane_ready(number as u64, completion.has_more()),
+            LANE_OUTPUT => self.lane_writable(number as u64),
+            ACCEPT => self.accepted(number, completion)?,
+            other => panic!("a completion of nothing known: {other:#x}"),
+        }
+        Ok(())
+    }
+
+    /// A client connected: clients go round the workers.
+    fn accepted(&mut self, listener: usize, completion: Completion) -> Result<(), UringError> {
+        if completion.result >= 0 {
+            // SAFETY: the kernel made this descriptor for this completion, and nobody else has it.
+            let socket = unsafe { adopt(completion.result) };
+            if !self.ending {
+                let socket = set_no_delay(socket);
+                self.next_client = (self.next_client + 1) % self.shared.workers;
+                self.mailbox.send(self.next_client, Mail::Client(socket));
+            }
+        }
+        if !completion.has_more() && !self.ending {
+            let listener_socket = self.listeners[listener].as_raw_fd();
+            self.uring.accept_multishot(ACCEPT | listener as u64, listener_socket)?;
+        }
+        Ok(())
+    }
+
+    fn client_add(&mut self, socket: OwnedFd) -> Result<(), UringError> {
+        let index = self.clients.add(socket, self.index);
+        self.shared.clients.fetch_add(1, Ordering::Relaxed);
+        self.drive_client(index)
+    }
+
+    pub fn drive_client(&mut self, index: usize) -> Result<(), UringError> {
+        let before = self.clients.count();
+        let mut host = HostPort {
+            worker: self.index,
+            shared: &self.shared,
+            pool: &mut self.pool,
+            mailbox: &mut self.mailbox,
+            starved: &mut self.starved,
+            ring_full: &mut self.ring_full,
+        };
+        self.clients.drive(index, &mut self.uring, &mut host, &CLIENT_DATA)?;
+        if self.clients.count() < before {
+            self.shared.clients.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn with_host<T>(&mut self, work: impl FnOnce(&mut Clients, &mut HostPort<'_>) -> T) -> T {
+        let mut host = HostPort {
+            worker: self.index,
+            shared: &self.shared,
+            pool: &mut self.pool,
+            mailbox: &mut self.mailbox,
+            starved: &mut self.starved,
+            ring_full: &mut self.ring_full,
+        };
+        work(&mut self.clients, &mut host)
+    }
+
+    /// Clients that waited go on when something came back; one that finds no memory has a CP sealed.
+    fn resume_clients(&mut self) -> Result<(), UringError> {
+        let may_resume = std::mem::take(&mut self.may_resume) | std::mem::take(&mut self.ring_full);
+        if may_resume {
+            self.serve_all_waiting();
+        }
+        if may_resume && self.clients.has_starved() {
+            let mut resumed = Vec::new();
+            self.with_host(|clients, host| clients.resume(host, &mut resumed));
+            for index in resumed {
+                self.drive_client(index)?;
+            }
+        }
+        if std::mem::take(&mut self.starved) || self.shared.is_point_due() {
+            self.want_seal();
+        }
+        Ok(())
+    }
+
+    /// Closes the clients; the worker ends when all is over.
+    fn end(&mut self) -> Result<(), UringError> {
+        self.ending = true;
+        for index in self.clients.shutdown() {
+            self.drive_client(index)?;
+        }
+        for index in 0..self.shards.len() {
+            self.lane_close_any(index);
+        }
+        Ok(())
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.clients.count() == 0 && self.store.is_idle() && self.mailbox.is_idle() && self.lanes_are_closed()
+    }
+
+    fn finish(&mut self, mut completions: Vec<Completion>) -> Result<(), UringError> {
+        self.uring.drain(Duration::from_secs(10), &mut completions)?;
+        for completion in completions {
+            if completion.user_data & !NUMBER == ACCEPT && completion.result >= 0 {
+                // SAFETY: the kernel made this descriptor for this completion, and nobody else has it.
+                drop(unsafe { adopt(completion.result) });
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep_time(&self, now: Instant) -> Duration {
+        let timer = self.coordinator.as_ref().and_then(|port| port.next_tick());
+        let until = timer.map_or(SLEEP_MAX, |at| {
+            let elapsed = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
+            Duration::from_nanos(at.0.saturating_sub(elapsed))
+        });
+        until.min(SLEEP_MAX)
+    }
+
+    /// This moment, for the core.
+    pub fn now(&self) -> twinpoint_core::units::Instant {
+        let elapsed = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        twinpoint_core::units::Instant(elapsed)
+    }
+
+    pub fn watch_lane_input(&mut self, number: u64, descriptor: RawFd) -> Result<(), UringError> {
+        self.uring.poll_multishot(LANE_INPUT | number, descriptor, libc::POLLIN)
+    }
+
+    pub fn watch_lane_output(&mut self, number: u64, descriptor: RawFd) -> Result<(), UringError> {
+        self.uring.poll_once(LANE_OUTPUT | number, descriptor, libc::POLLOUT)
+    }
+
+    pub fn forget_lane_watches(&mut self, number: u64) -> Result<(), UringError> {
+        self.uring.cancel(LANE_INPUT | number)?;
+        self.uring.cancel(LANE_OUTPUT | number)
+    }
+}

@@ -1,0 +1,106 @@
+//! One node: its disk, and while its process lives its shards, coordinator, gate and buffers.
+//!
+//! Invariants: a new life shares nothing with the last one but the disk; a gate's stamps come from one counter.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use twinpoint_core::catalog::Catalog;
+use twinpoint_core::contract::IoToken;
+use twinpoint_core::coordinator::Coordinator;
+use twinpoint_core::message::Role;
+use twinpoint_core::shard::Shard;
+use twinpoint_core::units::{BufferId, Checksum, CpNumber, ShardId, ShardSet};
+
+use crate::buffers::Buffers;
+use crate::disk::Disk;
+
+/// A host with its store.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub disk: Disk,
+    /// What the operator starts it as.
+    pub role: Role,
+    /// Counts the process's lives; events of an earlier one are void.
+    pub life: u64,
+    pub process: Option<Process>,
+}
+
+/// A running process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub shards: Vec<Shard>,
+    pub coordinator: Coordinator,
+    pub buffers: Buffers,
+    pub gate: Gate,
+    pub catalog: Catalog,
+    pub serves: bool,
+    pub holds: bool,
+    pub is_stopped: bool,
+    /// Device work under way.
+    pub operations: BTreeMap<u64, Operation>,
+    /// Posts not answered, by shard.
+    pub posts: BTreeSet<(u16, IoToken)>,
+    /// When the last item of each queue arrives: queues keep their order.
+    pub arrivals: BTreeMap<Queue, u64>,
+    pub tick_at: Option<u64>,
+    /// Requests that wait for a new stamp while writers are held.
+    pub open_known: u64,
+}
+
+/// An ordered queue inside a node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Queue {
+    Frontend(u64, ShardId),
+    Orders(ShardId),
+    Reports(ShardId),
+    Control,
+}
+
+/// The counter that orders admissions.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    pub open: Option<CpNumber>,
+    pub marked: ShardSet,
+}
+
+impl Gate {
+    pub fn is_open_empty(&self) -> bool {
+        self.marked.is_empty()
+    }
+}
+
+/// Device work of a machine.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    /// The coordinator's if none.
+    pub shard: Option<ShardId>,
+    pub io: IoToken,
+    pub kind: Kind,
+}
+
+/// What kind of device work.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    WriteData { buffers: Vec<BufferId> },
+    WriteMetadata,
+    ReadData { buffer: BufferId, checksums: Vec<Checksum> },
+    ReadMetadata,
+    Fill { buffer: BufferId, keep: std::ops::Range<usize>, checksum: Checksum },
+    Flush { mark: u64 },
+}
+
+impl Process {
+    /// When something put now with `delay_ns` in a queue comes out of it.
+    pub fn arrival(&mut self, queue: Queue, now: u64, delay_ns: u64) -> u64 {
+        let last = self.arrivals.entry(queue).or_insert(0);
+        *last = (*last).max(now + delay_ns);
+        *last
+    }
+
+    /// When all that frontends have sent to a shard has arrived.
+    pub fn frontends_done(&self, shard: ShardId) -> u64 {
+        let of_shard = |queue: &Queue| matches!(queue, Queue::Frontend(_, to) if *to == shard);
+        let times = self.arrivals.iter().filter(|(queue, _)| of_shard(queue)).map(|(_, time)| *time);
+        times.max().unwrap_or(0)
+    }
+}
