@@ -133,6 +133,7 @@ mod tests {
             Refusal::Rewind(a),
             Refusal::NoCommonHistory,
             Refusal::SessionEnding,
+            Refusal::VolumeInUse,
         ];
         let mut codes = BTreeSet::new();
         for refusal in &all {

@@ -329,3 +329,17 @@ fn a_client_that_does_not_read_is_not_served_without_end() {
     assert_eq!(rig.run().len(), 2000);
     rig.close();
 }
+
+#[test]
+fn replies_nobody_reads_are_bounded() {
+    let mut rig = Rig::connected(17, SIZE, 10, true);
+    for _ in 0..40_000 {
+        rig.client.read(SIZE, 512);
+    }
+    for _ in 0..100 {
+        rig.receive_only();
+    }
+    assert!(!rig.client.outgoing.is_empty(), "input stops");
+    assert_eq!(rig.run().len(), 40_000);
+    rig.close();
+}

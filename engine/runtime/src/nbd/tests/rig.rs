@@ -4,7 +4,7 @@ use twinpoint_core::request::Answer;
 
 use super::client::{Client, Reply};
 use super::ram_host::{RamHost, Random};
-use crate::nbd::limits::READ_BLOCKS_MAX;
+use crate::nbd::limits::{COMMANDS_MAX, OUTPUT_BYTES_MAX, READ_BLOCKS_MAX};
 use crate::nbd::session::Phase;
 use crate::nbd::{Host, Input, NbdSession, OutputPart};
 
@@ -95,6 +95,8 @@ impl Rig {
             }
         };
         assert!(self.session.read_blocks <= READ_BLOCKS_MAX);
+        assert!(self.session.commands.len() <= COMMANDS_MAX);
+        assert!(self.session.output.waiting_bytes() <= OUTPUT_BYTES_MAX + 64 * COMMANDS_MAX);
         moved
     }
 

@@ -1,0 +1,290 @@
+//! The shell's side of a shard: feeds it events, carries out its actions.
+//!
+//! Invariants: actions are carried out in order; copies, zeroings, checks of buffers and fills from memory are done at
+//! once, and what answers them is the shard's next event; buffers named by work under way do not change.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use twinpoint_core::contract::{FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent};
+use twinpoint_core::message::Role;
+use twinpoint_core::request::{Operation as RequestOperation, Request};
+use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, ShardId};
+
+use crate::buffers::Owner;
+use crate::content::{Block, checksum, zero_block};
+use crate::node::{Kind, Operation, Process, Queue};
+use crate::wire::WireEvent;
+use crate::world::{Event, NodeEvent, World};
+
+/// What answers an action done at once.
+enum Immediate {
+    Verified(IoToken, Result<(), IoFailure>),
+    Filled(IoToken, Checksum),
+}
+
+impl World {
+    /// Feeds a shard an event and does all that it then wants.
+    pub fn feed_shard(&mut self, node: usize, shard: ShardId, event: ShardEvent<'_>) {
+        self.process(node).shards[usize::from(shard.0)].handle(event);
+        let mut immediates = VecDeque::new();
+        loop {
+            while self.is_alive(node) {
+                let Some(action) = self.process(node).shards[usize::from(shard.0)].poll_action() else { break };
+                self.shard_action(node, shard, action, &mut immediates);
+            }
+            let Some(immediate) = immediates.pop_front() else { return };
+            let event = match immediate {
+                Immediate::Verified(io, result) => ShardEvent::Done { io, result },
+                Immediate::Filled(io, checksum) => ShardEvent::Filled { io, result: Ok(checksum) },
+            };
+            self.process(node).shards[usize::from(shard.0)].handle(event);
+        }
+    }
+
+    /// A frontend's request comes out of the ring.
+    pub fn deliver_request(&mut self, node: usize, shard: ShardId, request: Request) {
+        let process = self.process(node);
+        let checksums: Vec<Checksum> = match request.operation {
+            RequestOperation::Write { buffer } => {
+                let buffers = (buffer.0..buffer.0 + request.blocks()).map(BufferId);
+                buffers.map(|buffer| checksum(&process.buffers.get(buffer)[..])).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.feed_shard(node, shard, ShardEvent::Request { request, checksums: &checksums });
+    }
+
+    /// Device work of a machine ends.
+    pub fn disk_done(&mut self, node: usize, id: u64) {
+        let operation = self.process(node).operations.remove(&id).expect("it was begun in this life");
+        let Operation { shard, io, kind } = operation;
+        let Some(shard) = shard else {
+            self.coordinator_disk_done(node, id, io, &kind);
+            return;
+        };
+        let (disk, process) = self.disk_and_process(node);
+        match kind {
+            Kind::WriteData { buffers } => {
+                let given = disk.given(id);
+                for (buffer, block) in buffers.iter().zip(given) {
+                    let same = Rc::ptr_eq(process.buffers.get(*buffer), block) || process.buffers.get(*buffer) == block;
+                    assert!(same, "buffer {buffer} changed while it was written to the device");
+                }
+                disk.end_write(id);
+                self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
+            }
+            Kind::WriteMetadata => {
+                disk.end_write(id);
+                self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
+            }
+            Kind::Flush { mark } => {
+                disk.flush(mark);
+                self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
+            }
+            Kind::ReadMetadata => {
+                let bytes = disk.end_read(id).iter().flat_map(|block| block.iter().copied()).collect();
+                self.feed_shard(node, shard, ShardEvent::MetadataRead { io, result: Ok(bytes) });
+            }
+            Kind::ReadData { buffer, checksums } => {
+                for (index, (block, sum)) in disk.end_read(id).into_iter().zip(&checksums).enumerate() {
+                    assert_eq!(checksum(&block[..]), *sum, "a block read from the store does not match");
+                    process.buffers.set(BufferId(buffer.0 + index as u32), block);
+                }
+                self.feed_shard(node, shard, ShardEvent::Read { io, result: Ok(()) });
+            }
+            Kind::Fill { buffer, keep, checksum: expected } => {
+                let source = disk.end_read(id).pop().expect("one block was read");
+                assert_eq!(checksum(&source[..]), expected, "a block read from the store does not match");
+                let sum = fill(process, buffer, &keep, &source);
+                self.feed_shard(node, shard, ShardEvent::Filled { io, result: Ok(sum) });
+            }
+        }
+    }
+
+    /// Buffers that a shard asked for are there, or it waits on.
+    pub fn borrow(&mut self, node: usize, shard: ShardId, io: IoToken, want: u32) {
+        let mut random = self.random.clone();
+        let borrowed = self.process(node).buffers.borrow(want, shard.0, &mut random);
+        self.random = random;
+        match borrowed {
+            Some((first, count)) => self.feed_shard(node, shard, ShardEvent::Borrowed { io, first, count }),
+            None => {
+                let life = self.nodes[node].life;
+                self.soon(50_000, Event::Node(node, life, NodeEvent::Borrow(shard, io, want)));
+            }
+        }
+    }
+
+    /// The wire no longer needs a post's bytes.
+    pub fn posted(&mut self, node: usize, shard: ShardId, io: IoToken) {
+        if self.process(node).posts.remove(&(shard.0, io)) {
+            self.feed_shard(node, shard, ShardEvent::Posted { io });
+        }
+    }
+
+    pub fn begin_operation(&mut self, node: usize, delay_ns: u64, operation: Operation) -> u64 {
+        let id = self.operation_next;
+        self.operation_next += 1;
+        let life = self.nodes[node].life;
+        self.process(node).operations.insert(id, operation);
+        self.soon(delay_ns, Event::Node(node, life, NodeEvent::Disk(id)));
+        id
+    }
+
+    pub fn disk_and_process(&mut self, node: usize) -> (&mut crate::disk::Disk, &mut Process) {
+        let node = &mut self.nodes[node];
+        (&mut node.disk, node.process.as_mut().expect("the process lives"))
+    }
+
+    fn shard_action(&mut self, node: usize, shard: ShardId, action: ShardAction, now: &mut VecDeque<Immediate>) {
+        let delay_ns = self.options.disk_delay_ns;
+        match action {
+            ShardAction::Answer(answer) => self.answered(node, shard, answer),
+            ShardAction::Readmit(request) => self.admit(node, shard, request),
+            ShardAction::WriteData { io, block, buffers } => {
+                let contents = buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
+                let kind = Kind::WriteData { buffers };
+                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                self.nodes[node].disk.begin_write(id, block.0, contents);
+            }
+            ShardAction::Verify { io, buffer, checksums } => {
+                let buffers = &self.process(node).buffers;
+                let good = checksums.iter().enumerate().all(|(index, sum)| {
+                    checksum(&buffers.get(BufferId(buffer.0 + index as u32))[..]) == *sum
+                });
+                now.push_back(Immediate::Verified(io, if good { Ok(()) } else { Err(IoFailure::Checksum) }));
+            }
+            ShardAction::WriteMetadata { io, block, bytes } => {
+                let kind = Kind::WriteMetadata;
+                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
+            }
+            ShardAction::ReadData { io, block, buffer, checksums } => {
+                let count = checksums.len() as u64;
+                let kind = Kind::ReadData { buffer, checksums };
+                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                self.nodes[node].disk.begin_read(id, block.0, count);
+            }
+            ShardAction::ReadMetadata { io, block, count } => {
+                let operation = Operation { shard: Some(shard), io, kind: Kind::ReadMetadata };
+                let id = self.begin_operation(node, delay_ns, operation);
+                self.nodes[node].disk.begin_read(id, block.0, u64::from(count));
+            }
+            ShardAction::Flush { io } => {
+                let mark = self.nodes[node].disk.flush_mark();
+                let operation = Operation { shard: Some(shard), io, kind: Kind::Flush { mark } };
+                self.begin_operation(node, delay_ns, operation);
+            }
+            ShardAction::Fill { io, buffer, keep, source } => {
+                let source = match source {
+                    FillSource::Zero => zero_block(),
+                    FillSource::Buffer(from) => self.process(node).buffers.get(from).clone(),
+                    FillSource::Device(block, checksum) => {
+                        let kind = Kind::Fill { buffer, keep, checksum };
+                        let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                        self.nodes[node].disk.begin_read(id, block.0, 1);
+                        return;
+                    }
+                };
+                let sum = fill(self.process(node), buffer, &keep, &source);
+                now.push_back(Immediate::Filled(io, sum));
+            }
+            ShardAction::Copy { from, to } => {
+                let block = self.process(node).buffers.get(from).clone();
+                self.process(node).buffers.set(to, block);
+            }
+            ShardAction::Zero { buffer } => self.process(node).buffers.set(buffer, zero_block()),
+            ShardAction::Borrow { io, want } => {
+                let life = self.nodes[node].life;
+                self.soon(1_000, Event::Node(node, life, NodeEvent::Borrow(shard, io, want)));
+            }
+            ShardAction::Free(buffers) => {
+                let process = self.process(node);
+                buffers.into_iter().for_each(|buffer| process.buffers.free(buffer, shard.0));
+            }
+            ShardAction::Post { io, message, placement } => self.post(node, shard, io, message, placement),
+            ShardAction::CloseLane(fault) => {
+                let reason = match fault {
+                    LaneFault::Protocol(reason) => reason,
+                    LaneFault::Checksum => "a placed block does not match",
+                };
+                panic!("shard {shard} of node {node} closes its lane: {reason}");
+            }
+            ShardAction::Tell(report) => {
+                self.watch_report(node, shard, &report);
+                self.enqueue(node, Queue::Reports(shard), 2_000, NodeEvent::Report(shard, report));
+            }
+        }
+    }
+
+    /// What a shard says is compared with what the other side said.
+    fn watch_report(&mut self, node: usize, shard: ShardId, report: &Report) {
+        match report {
+            Report::Sealed { cp, root, .. } => {
+                let roots = self.sealed_roots.entry((shard, *cp)).or_default();
+                if !roots.contains(root) {
+                    roots.push(*root);
+                }
+            }
+            Report::Applied { cp, root } => {
+                let roots = self.sealed_roots.get(&(shard, *cp));
+                assert!(roots.is_some_and(|roots| roots.contains(root)), "shard {shard} applied CP {cp}: unknown root");
+            }
+            Report::Diverged { cp, .. } => panic!("roots differ at CP {cp} in shard {shard} of node {node}"),
+            Report::Failed => panic!("shard {shard} of node {node} failed"),
+            _ => {}
+        }
+    }
+
+    /// Has a post sent on the lane, or answered if there is no lane any more.
+    fn post(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        io: IoToken,
+        message: Vec<u8>,
+        placement: Option<(Vec<BufferId>, u32)>,
+    ) {
+        self.process(node).posts.insert((shard.0, io));
+        let contents: Vec<Block> = placement
+            .iter()
+            .flat_map(|(buffers, _)| buffers)
+            .map(|buffer| self.process(node).buffers.get(*buffer).clone())
+            .collect();
+        match self.lane_arrival(node, shard) {
+            Some((connection, time)) => {
+                self.at(time, Event::Wire(connection, WireEvent::Sent { node, shard, io, message, placement, contents }));
+            }
+            None => {
+                let life = self.nodes[node].life;
+                self.soon(1_000, Event::Node(node, life, NodeEvent::Posted(shard, io)));
+            }
+        }
+    }
+
+    /// Whether a node's own words are those of a primary.
+    pub fn is_primary(&mut self, node: usize) -> bool {
+        let now = twinpoint_core::units::Instant(self.now);
+        self.process(node).coordinator.status(now).role == Role::Primary
+    }
+}
+
+/// Completes a partial block; gives the whole block's checksum.
+fn fill(process: &mut Process, buffer: BufferId, keep: &std::ops::Range<usize>, source: &Block) -> Checksum {
+    let bytes = process.buffers.edit(buffer);
+    bytes[..keep.start].copy_from_slice(&source[..keep.start]);
+    bytes[keep.end..].copy_from_slice(&source[keep.end..]);
+    checksum(&bytes[..])
+}
+
+fn blocks_of(bytes: &[u8]) -> Vec<Block> {
+    let blocks = bytes.chunks_exact(BLOCK_BYTES);
+    assert!(blocks.remainder().is_empty(), "a structure of whole blocks");
+    blocks.map(|chunk| Rc::new(chunk.try_into().expect("a chunk is a block"))).collect()
+}
+
+/// For the coordinator's writes.
+pub(crate) fn metadata_blocks(bytes: &[u8]) -> Vec<Block> {
+    blocks_of(bytes)
+}
