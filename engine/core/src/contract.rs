@@ -323,6 +323,8 @@ pub enum Report {
     WantReap,
     /// Journal or free space is held by the base only (R7).
     HeldByBase,
+    /// Secondary: CPs ordered to be applied have no room in the journal, and after the session none will come.
+    Stuck,
     /// The lane reached the newest sealed CP.
     CaughtUp,
     /// The device failed.

@@ -173,7 +173,7 @@ pub struct Recovered {
     pub coordinator: CoordinatorImage,
     /// For the shards.
     pub shards: Vec<ShardImage>,
-    /// Blocks to write, in this order and with a flush after all of them, before the store is used.
+    /// Blocks to write, in this order and with a flush after each, before the store is used.
     pub repairs: Vec<Repair>,
     /// CPs after the last whole one of which something was found.
     pub cut_off: Option<CpNumber>,
@@ -213,10 +213,22 @@ pub fn recover(source: &mut dyn BlockSource, ceiling: Option<CpNumber>) -> Resul
     let survey = survey(source)?;
     let last = last_whole(source, &survey, ceiling)?;
     let base = known_base(&survey).min(last);
-    let superblock = survey.superblock;
+    let mut superblock = survey.superblock;
     let geometry = superblock.geometry;
     let mut repairs = Vec::new();
-    repair_copies(&mut repairs, survey.superblock_damage, Geometry::superblock_copies(), || superblock.encode());
+    if superblock.committed > last {
+        // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs.
+        superblock.committed = last;
+        superblock.base = superblock.base.min(last);
+        superblock.sequence += 1;
+        for block in Geometry::superblock_copies() {
+            let why = "the last committed CP goes back to the wanted one";
+            repairs.push(Repair { block, bytes: superblock.encode(), why });
+        }
+    } else {
+        let copies = Geometry::superblock_copies();
+        repair_copies(&mut repairs, survey.superblock_damage, copies, || superblock.encode());
+    }
     let mut catalog = survey.shards[0].catalog.clone();
     for found in &survey.shards[0].records {
         if let Some(newer) = found.record.catalog.as_ref().filter(|_| found.record.cp <= last) {

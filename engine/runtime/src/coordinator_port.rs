@@ -206,11 +206,7 @@ impl Worker {
             }
             CoordinatorAction::Order(shard, order) => {
                 let owner = self.shared.owner(shard);
-                if owner == self.index {
-                    self.orders.push_back((shard, order));
-                } else {
-                    self.mailbox.send(owner, Mail::Order(shard, order));
-                }
+                self.mailbox.send(owner, Mail::Order(shard, order));
             }
             CoordinatorAction::Flush { io } => self.store.flush(None, io),
             CoordinatorAction::WriteMetadata { io, block, bytes } => {

@@ -586,7 +586,7 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
         clients: Clients::default(),
         shards: seed.shards.into_iter().map(|shard| shard.map(ShardPort::new)).collect(),
         coordinator: seed.coordinator,
-        orders: std::collections::VecDeque::new(),
+        seals: std::collections::VecDeque::new(),
         listeners: seed.listeners,
         next_client: 0,
         poll: seed.poll,

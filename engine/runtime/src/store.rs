@@ -126,8 +126,6 @@ pub fn open_and_recover(
     let recovered = recover_read_only(store, ceiling)?;
     for repair in &recovered.repairs {
         store.write_blocks(repair.block, &repair.bytes)?;
-    }
-    if !recovered.repairs.is_empty() {
         store.flush()?;
     }
     Ok(recovered)

@@ -1,11 +1,11 @@
 //! One pinned thread: mail and completions in, core, mail and submissions out; then it polls a while, then it sleeps.
 //!
 //! ```text
-//!   round:  orders of worker 0 | requests of every ring | completions | wires | coordinator | deliver, submit
+//!   round:  mail of every ring, then seals | completions | wires | coordinator | clients | deliver, submit
 //! ```
 //!
-//! Invariants: a seal reaches a shard only after every request that was in any ring before it (R2): orders are set
-//! aside, all rings are emptied, then the orders are carried out. A worker never blocks but in its own io_uring, and
+//! Invariants: a seal reaches a shard only after every request that was in any ring before it (R2): seals are set
+//! aside, all rings are emptied, then the seals are carried out. A worker never blocks but in its own io_uring, and
 //! sleeps only when every ring was seen empty after it announced its sleep.
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use twinpoint_core::contract::{Order, ShardEvent};
+use twinpoint_core::contract::{Order, Seal, ShardEvent};
 use twinpoint_core::units::ShardId;
 
 use crate::buffers::Pool;
@@ -70,8 +70,8 @@ pub(crate) struct Worker {
     pub shards: Vec<Option<ShardPort>>,
     /// Of worker 0.
     pub coordinator: Option<Box<CoordinatorPort>>,
-    /// Orders set aside until all rings were emptied.
-    pub orders: VecDeque<(ShardId, Order)>,
+    /// Seals set aside until all rings were emptied.
+    pub seals: VecDeque<(ShardId, Box<Seal>)>,
     pub listeners: Vec<OwnedFd>,
     pub next_client: usize,
     pub poll: Duration,
@@ -111,7 +111,7 @@ impl Worker {
                 continue;
             }
             self.sleeper.prepare();
-            if self.mailbox.is_idle() && self.orders.is_empty() && !self.has_calls() {
+            if self.mailbox.is_idle() && self.seals.is_empty() && !self.has_calls() {
                 let wait = self.sleep_time(now);
                 self.uring.submit_and_wait(if wait.is_zero() { Wait::No } else { Wait::For(wait) })?;
             }
@@ -137,20 +137,17 @@ impl Worker {
         Ok(worked || self.ring_full)
     }
 
-    /// Empties all rings; orders that were there before are carried out afterwards.
+    /// Empties all rings; seals that were there before are carried out afterwards.
     fn take_mail(&mut self) -> Result<bool, UringError> {
         let mut worked = false;
-        let mut ready: Vec<(ShardId, Order)> = self.orders.drain(..).collect();
         if self.index != 0 {
-            // Worker 0's ring first: what it has of requests is handled at once, of orders later.
+            // Worker 0's ring first: the seals it brings are set aside.
             while let Some(mail) = self.mailbox.take(0) {
                 worked = true;
-                match mail {
-                    Mail::Order(shard, order) => ready.push((shard, order)),
-                    other => self.take_in(other)?,
-                }
+                self.take_in(mail)?;
             }
         }
+        let seals: Vec<(ShardId, Box<Seal>)> = self.seals.drain(..).collect();
         let first = usize::from(self.index != 0);
         for from in first..self.shared.workers {
             while let Some(mail) = self.mailbox.take(from) {
@@ -158,9 +155,9 @@ impl Worker {
                 self.take_in(mail)?;
             }
         }
-        for (shard, order) in ready {
+        for (shard, seal) in seals {
             worked = true;
-            self.shard_event(shard, ShardEvent::Order(order));
+            self.shard_event(shard, ShardEvent::Order(Order::Seal(seal)));
         }
         Ok(worked)
     }
@@ -180,7 +177,8 @@ impl Worker {
                 let client = self.with_host(|clients, host| clients.flushed(tag, done, host));
                 self.drive_client(client)?;
             }
-            Mail::Order(shard, order) => self.orders.push_back((shard, order)),
+            Mail::Order(shard, Order::Seal(seal)) => self.seals.push_back((shard, seal)),
+            Mail::Order(shard, order) => self.shard_event(shard, ShardEvent::Order(order)),
             Mail::Flush(tag) => self.coordinator_flush(tag),
             Mail::Report(shard, report) => self.coordinator_report(shard, report),
             Mail::Lane(shard, session, wire, lend) => self.lane_begin(shard, session, *wire, lend)?,

@@ -43,8 +43,6 @@ pub(crate) struct Process {
     /// When the last item of each queue arrives: queues keep their order.
     pub arrivals: BTreeMap<Queue, u64>,
     pub tick_at: Option<u64>,
-    /// Requests that wait for a new stamp while writers are held.
-    pub open_known: u64,
 }
 
 /// An ordered queue inside a node.

@@ -151,6 +151,9 @@ impl Coordinator {
         }
         if stopping.unsettled.is_empty() && !self.superblock.clean {
             let ticket = stopping.ticket;
+            for (_, tag) in std::mem::take(&mut self.flush_waiters) {
+                self.act(CoordinatorAction::AnswerFlush(tag, false));
+            }
             self.superblock.clean = true;
             self.write_superblock(Then::Stopped(ticket));
         }

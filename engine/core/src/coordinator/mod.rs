@@ -114,6 +114,8 @@ pub struct Coordinator {
     flush_waiters: VecDeque<(CpNumber, Tag)>,
     checkpoint_waiters: VecDeque<(CpNumber, Ticket)>,
     holding: bool,
+    /// A shard's journal or region is full of what only the base needs.
+    held_by_base: bool,
 
     peer: Peer,
     /// The superblock is being told that this side carries on alone.
@@ -198,6 +200,7 @@ impl Coordinator {
             flush_waiters: VecDeque::new(),
             checkpoint_waiters: VecDeque::new(),
             holding: false,
+            held_by_base: false,
             peer: Peer::new(known, now),
             going_alone: false,
             stopping: None,
@@ -287,8 +290,12 @@ impl Coordinator {
 
     fn begin(&mut self) {
         if self.role == Role::Primary {
-            if self.options.paired && !self.superblock.paired {
-                self.superblock.paired = true;
+            self.superblock.paired |= self.options.paired;
+            if self.superblock.paired && !self.options.paired {
+                // The peer was taken from the command line: what it needs is kept as long as there is room.
+                self.superblock.alone_since.get_or_insert(self.committed.next());
+                self.peer.alone = true;
+                self.going_alone = true;
             }
             self.order_all(&Order::Lead(self.superblock.term));
         }
@@ -312,6 +319,7 @@ impl Coordinator {
         }
         self.watch_peer();
         self.watch_lag();
+        self.watch_base();
         self.seal_when_due();
         self.finish_promotion();
         self.finish_stop();
@@ -333,7 +341,11 @@ impl Coordinator {
                     self.want_reap.push(shard);
                 }
             }
-            Report::HeldByBase => self.held_by_base(),
+            Report::HeldByBase => self.held_by_base = true,
+            Report::Stuck => {
+                self.log("the journal is full of CPs that the primary did not confirm: opening the store anew".to_owned());
+                self.act(CoordinatorAction::Restart(self.committed));
+            }
             Report::CaughtUp => self.peer.caught_up(shard),
             Report::Failed => self.fail("the device failed a write, a read of metadata, or a flush"),
             Report::SessionEnded => self.session_ended(shard),

@@ -5,10 +5,10 @@
 
 use super::{Coordinator, NextPoint, superblock_job::Then};
 use crate::catalog::Catalog;
-use crate::contract::{CoordinatorAction, Order, Refusal, Reply, Seal};
+use crate::contract::{CoordinatorAction, Order, Refusal, Reply, Seal, Ticket};
 use crate::message::{PeerMessage, Role};
 use crate::request::Tag;
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet};
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, VolumeId};
 
 /// One CP that is not committed on both sides yet.
 #[derive(Debug)]
@@ -201,17 +201,21 @@ impl Coordinator {
         let (_, upto) = self.flush.take().expect("a flush was under way");
         assert!(upto > self.committed, "a flush of nothing");
         let mut changed_catalog = false;
+        let mut tickets = Vec::new();
         for index in 0..self.points.len() {
             if self.points[index].cp <= self.committed || self.points[index].cp > upto {
                 continue;
             }
-            changed_catalog |= self.commit(index);
+            changed_catalog |= self.commit(index, &mut tickets);
         }
         self.flush_when_written();
-        self.announce_commit();
         if changed_catalog {
             self.publish_catalog();
         }
+        for (ticket, volume) in tickets {
+            self.act(CoordinatorAction::Reply(ticket, Reply::Volume(volume)));
+        }
+        self.announce_commit();
         if self.role == Role::Secondary {
             self.peer.durable = self.committed;
             self.post_progress();
@@ -260,7 +264,9 @@ impl Coordinator {
     /// The last CP committed on both sides; all that is committed here if no peer's base is retained.
     pub(super) fn base(&self) -> CpNumber {
         match self.role {
-            Role::Primary if !self.superblock.paired || self.superblock.base_given_up => self.committed,
+            Role::Primary if !self.superblock.paired => self.committed,
+            // Given up, and nobody is there who needs it.
+            Role::Primary if self.superblock.base_given_up && !self.peer.is_up() => self.committed,
             Role::Primary => self.committed.min(self.peer.durable),
             Role::Secondary => self.committed.min(self.peer.told_base),
         }
@@ -314,7 +320,7 @@ impl Coordinator {
     }
 
     /// The point at `index` is durable and all before it are committed. Tells whether the catalog changed.
-    fn commit(&mut self, index: usize) -> bool {
+    fn commit(&mut self, index: usize, replies: &mut Vec<(Ticket, VolumeId)>) -> bool {
         let now = self.now;
         let point = &mut self.points[index];
         assert_eq!(point.cp, self.committed.next(), "CPs are committed in order");
@@ -330,7 +336,7 @@ impl Coordinator {
         self.act(CoordinatorAction::Timing { written_ns, durable_ns: now.since(since) });
         for (ticket, volume) in tickets {
             match volume {
-                Some(volume) => self.act(CoordinatorAction::Reply(ticket, Reply::Volume(volume))),
+                Some(volume) => replies.push((ticket, volume)),
                 None => self.checkpoint_waiters.push_back((cp, ticket)),
             }
         }
@@ -347,11 +353,16 @@ impl Coordinator {
         point.expect("a shard reports only of a CP that is under way")
     }
 
-    /// A journal or a region is full of what only the base needs (R7).
-    pub(super) fn held_by_base(&mut self) {
-        if self.role != Role::Primary || self.peer.is_up() || !self.peer.alone || self.superblock.base_given_up {
+    /// A journal or a region is full of what only the base needs (R7): alone, the base is given up; else writers wait
+    /// until the peer is back or this side is alone.
+    pub(super) fn watch_base(&mut self) {
+        if self.peer.is_up() || self.role != Role::Primary || self.superblock.base_given_up {
+            self.held_by_base = false;
+        }
+        if !self.held_by_base || !self.peer.alone {
             return;
         }
+        self.held_by_base = false;
         self.superblock.base_given_up = true;
         self.log(format!(
             "space is short: the base CP {} is given up; the peer, which was last in step there, must be formatted \
@@ -361,7 +372,7 @@ impl Coordinator {
         self.write_superblock(Then::BaseGivenUp);
     }
 
-    pub(super) fn refuse(&mut self, ticket: crate::contract::Ticket, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
         self.act(CoordinatorAction::Reply(ticket, Reply::Refused(refusal)));
     }
 }

@@ -214,6 +214,9 @@ impl Shard {
                     | Work::FollowerWrite { .. }
             )
         });
+        if waits_to_apply && self.work.is_empty() && !std::mem::replace(&mut self.stuck_told, true) {
+            self.tell(Report::Stuck);
+        }
         if !busy {
             self.lane = None;
             self.session_ending = false;

@@ -109,6 +109,7 @@ pub struct Shard {
     follower: Follower,
     lane: Option<Lane>,
     session_ending: bool,
+    stuck_told: bool,
 
     work: HashMap<IoToken, Work, FastHash>,
     io_next: u64,
@@ -167,6 +168,7 @@ impl Shard {
             follower: Follower::default(),
             lane: None,
             session_ending: false,
+            stuck_told: false,
             work: HashMap::with_hasher(FastHash),
             io_next: 0,
             settling: false,
@@ -277,7 +279,12 @@ impl Shard {
                 (self.role, self.term) = (Role::Secondary, term);
             }
             Order::Fail => self.fail(),
-            Order::Settle => self.settling = true,
+            Order::Settle => {
+                self.settling = true;
+                for request in std::mem::take(&mut self.parked) {
+                    self.refuse(request);
+                }
+            }
         }
     }
 

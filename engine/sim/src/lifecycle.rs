@@ -1,0 +1,221 @@
+//! Lives and deaths: nodes start, are killed, lose power, are promoted; what a start finds is checked.
+//!
+//! Invariants: the image that a primary starts from becomes what the model expects; a promotion happens when the old
+//! primary is dead, and fences it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use twinpoint_core::contract::{Command, Refusal, Reply};
+use twinpoint_core::coordinator::{Coordinator, Replication};
+use twinpoint_core::message::Role;
+use twinpoint_core::recovery::{Recovered, RecoveryError, recover};
+use twinpoint_core::request::volume_block;
+use twinpoint_core::shard::{Shard, ShardImage};
+use twinpoint_core::units::{CpNumber, Instant};
+
+use crate::buffers::Buffers;
+use crate::content::checksum;
+use crate::disk::{Disk, DiskSource};
+use crate::model::Image;
+use crate::node::{Gate, Process};
+use crate::wire::TicketUse;
+use crate::world::{Event, World};
+
+impl World {
+    /// A process starts: recovery, repairs, checks, and on with it.
+    pub fn start_node(&mut self, node: usize, ceiling: Option<CpNumber>) {
+        if self.is_alive(node) {
+            return;
+        }
+        let mut recovered = match recover(&mut DiskSource(&self.nodes[node].disk), ceiling) {
+            Ok(recovered) => recovered,
+            Err(RecoveryError::BeforeCheckpoint(cp)) if ceiling.is_some() => {
+                self.note(|| format!("node {node} cannot go back to CP {cp}"));
+                self.is_pair_broken = true;
+                return;
+            }
+            Err(error) => panic!("node {node} cannot be opened: {error} ({error:?})"),
+        };
+        if !recovered.repairs.is_empty() && !self.is_calm && self.options.power_cuts && self.random.chance(20) {
+            recovered = self.crash_while_repairing(node, &recovered);
+        }
+        let disk = &mut self.nodes[node].disk;
+        disk.flush_now();
+        for repair in &recovered.repairs {
+            disk.write_now(repair.block.0, &repair.bytes);
+            disk.flush_now();
+        }
+        if recovered.coordinator.superblock.deposed_by.is_some() {
+            self.nodes[node].role = Role::Secondary;
+        }
+        self.note(|| {
+            let (image, role) = (&recovered.coordinator, self.nodes[node].role);
+            format!("node {node} starts as {role:?} at CP {} (base {})", image.committed, image.base)
+        });
+        self.check_roots(&recovered.shards);
+        self.check_started(node, &recovered);
+        self.nodes[node].life += 1;
+        self.nodes[node].process = Some(self.new_process(node, recovered));
+        self.drain_coordinator(node);
+    }
+
+    /// A process dies, or the host's power fails.
+    pub fn kill(&mut self, node: usize, power_cut: bool) {
+        if !self.is_alive(node) {
+            return;
+        }
+        self.note(|| format!("node {node} dies, power cut: {power_cut}"));
+        let serves = self.is_serving(node);
+        self.counts.crashes += 1;
+        self.nodes[node].process = None;
+        self.nodes[node].life += 1;
+        if power_cut {
+            self.nodes[node].disk.power_cut(&mut self.random);
+        } else {
+            self.nodes[node].disk.kill(&mut self.random);
+        }
+        if !serves && self.options.coordinator.replication == Replication::SemiSync {
+            // What was only in the secondary's memory is gone.
+            self.model.flushed_remote = 0;
+        }
+        self.drop_side(node);
+        self.drop_operations(node);
+    }
+
+    /// The operator promotes a secondary whose primary is dead.
+    pub fn promote(&mut self, node: usize, force: bool) {
+        if self.is_alive(node) && !self.is_alive(1 - node) && !self.is_primary(node) {
+            self.ask(node, TicketUse::Promote, Command::Promote { force });
+        }
+    }
+
+    pub fn promote_replied(&mut self, node: usize, reply: Reply) {
+        let last = match reply {
+            Reply::Promoted(_, last) => last,
+            Reply::Refused(Refusal::PrimaryConnected | Refusal::SessionEnding) => return,
+            other => panic!("a promotion was answered {other:?}"),
+        };
+        self.counts.promotions += 1;
+        self.kill(1 - node, true);
+        self.nodes[1 - node].role = Role::Secondary;
+        self.nodes[node].role = Role::Primary;
+        let recovered = recover(&mut DiskSource(&self.nodes[node].disk), Some(last)).expect("it is promoted");
+        assert_eq!(recovered.coordinator.committed, last, "the promoted store is at its last CP");
+        let image = image_of(&self.nodes[node].disk, &recovered.shards);
+        self.counts.images += 1;
+        let promised = self.model.flushed_remote;
+        self.model.check(&image, &recovered.coordinator.catalog, promised);
+        self.model.adopt(&image, &recovered.coordinator.catalog, false);
+        self.model.flushed = self.model.flushed_remote;
+    }
+
+    /// A primary learns that it is none any more: the operator starts it again as a secondary.
+    pub fn deposed(&mut self, node: usize) {
+        self.nodes[node].role = Role::Secondary;
+        self.kill(node, false);
+        self.soon(1_000_000, Event::Start(node, None));
+    }
+
+    /// Nobody can mend the pair.
+    pub fn pair_broke(&mut self, refusal: &Refusal) {
+        self.note(|| format!("the pair is broken: {refusal:?}"));
+        self.is_pair_broken = true;
+    }
+
+    /// Whether a flush answered now by a node is also kept by the other one.
+    pub fn promises_remote(&mut self, node: usize) -> bool {
+        let now = Instant(self.now);
+        let is_alone = self.process(node).coordinator.status(now).alone_since.is_some();
+        self.options.paired && !is_alone && self.options.coordinator.replication != Replication::Async
+    }
+
+    /// Checks a store's whole contents against the model, and the roots against those that were sealed.
+    fn check_started(&mut self, node: usize, recovered: &Recovered) {
+        let catalog = &recovered.coordinator.catalog;
+        let image = image_of(&self.nodes[node].disk, &recovered.shards);
+        self.counts.images += 1;
+        if self.nodes[node].role == Role::Primary {
+            let is_known = self.model.check(&image, catalog, self.model.flushed);
+            assert!(is_known, "a primary shows writes that its last crash dropped");
+            self.model.adopt(&image, catalog, true);
+        } else {
+            let keeps = self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
+            let promised = if keeps { self.model.flushed_remote } else { 0 };
+            self.model.check(&image, catalog, promised);
+        }
+    }
+
+    fn check_roots(&mut self, shards: &[ShardImage]) {
+        for image in shards.iter().filter(|image| image.last > CpNumber(0)) {
+            let root = image.map.root().0.wrapping_add(image.catalog_root);
+            let sealed = self.sealed_roots.get(&(image.id, image.last));
+            let is_known = sealed.is_some_and(|roots| roots.iter().any(|sealed| sealed.0 == root));
+            assert!(is_known, "shard {} was never sealed like this at CP {}", image.id, image.last);
+        }
+    }
+
+    /// Power fails while repairs are written: what is found next must still be good.
+    fn crash_while_repairing(&mut self, node: usize, recovered: &Recovered) -> Recovered {
+        let count = self.random.below(recovered.repairs.len() as u64 + 1) as usize;
+        let disk = &mut self.nodes[node].disk;
+        disk.flush_now();
+        for (index, repair) in recovered.repairs.iter().take(count).enumerate() {
+            disk.write_now(repair.block.0, &repair.bytes);
+            if index + 1 < count {
+                disk.flush_now();
+            }
+        }
+        disk.power_cut(&mut self.random);
+        self.note(|| format!("power failed on node {node} after {count} repairs"));
+        let again = recover(&mut DiskSource(&self.nodes[node].disk), None);
+        again.unwrap_or_else(|error| panic!("node {node} cannot be opened after repairs: {error} ({error:?})"))
+    }
+
+    fn new_process(&mut self, node: usize, recovered: Recovered) -> Process {
+        let options = &self.options;
+        let image = &recovered.coordinator;
+        let (term, committed, base) = (image.superblock.term, image.committed, image.base);
+        let shards = recovered.shards.into_iter().map(|image| Shard::new(image, term, committed, base)).collect();
+        let lent = options.lent_blocks as usize * usize::from(options.geometry.shards);
+        let catalog = image.catalog.clone();
+        let role = self.nodes[node].role;
+        let mut settings = options.coordinator.clone();
+        settings.paired = options.paired;
+        Process {
+            shards,
+            coordinator: Coordinator::new(recovered.coordinator, role, settings, Instant(self.now)),
+            buffers: Buffers::new(options.frontend_buffers, options.reserve_buffers, lent),
+            gate: Gate::default(),
+            catalog,
+            serves: false,
+            holds: false,
+            is_stopped: false,
+            operations: BTreeMap::new(),
+            posts: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
+            tick_at: None,
+        }
+    }
+}
+
+/// All mapped blocks of a store; each must match its checksum.
+pub(crate) fn image_of(disk: &Disk, shards: &[ShardImage]) -> Image {
+    let mut image = Image::new();
+    for shard in shards {
+        for key in shard.map.segment_keys() {
+            let segment = shard.map.segment(key.volume, key.segment).expect("it was listed");
+            for (local, slot) in segment.iter() {
+                let place = shard.geometry.data_block(shard.id, slot.block);
+                let bytes = disk.block(place.0);
+                let block = volume_block(key.volume, shard.id, local, shard.geometry.shards);
+                assert!(
+                    checksum(&bytes[..]) == slot.checksum,
+                    "volume {} block {block} at {place} does not match its checksum",
+                    key.volume
+                );
+                image.insert((key.volume.0, block.0), bytes);
+            }
+        }
+    }
+    image
+}
