@@ -56,12 +56,12 @@ pub struct Hello {
     pub term: Term,
     /// When each term began.
     pub history: Vec<TermStart>,
-    /// The last CP committed here, of a secondary the last one applied.
+    /// Of a secondary: the last CP committed there. Of a primary: the last one sealed in this run, or recovered.
     pub last: CpNumber,
     /// Of a primary: the oldest CP from which a secondary can go on. Of a secondary: the last CP it was told is
     /// committed on the primary.
     pub base: CpNumber,
-    /// Each shard's root at `last`.
+    /// Each shard's root at the last CP committed there.
     pub roots: Vec<Root>,
 }
 

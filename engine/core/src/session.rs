@@ -32,14 +32,15 @@ pub fn judge(primary: &Hello, secondary: &Hello) -> Result<CpNumber, Refusal> {
     let Some(common) = common_limit(&primary.history, &secondary.history) else {
         return Err(Refusal::NoCommonHistory);
     };
-    if secondary.last > common {
-        return Err(Refusal::Branch { common, theirs: secondary.last });
-    }
-    if secondary.last > primary.last {
+    if secondary.last > common.min(primary.last) {
+        if secondary.base > common {
+            return Err(Refusal::Branch { common, theirs: secondary.last });
+        }
         if secondary.base > primary.last {
             return Err(Refusal::PrimaryLostPoints { told: secondary.base, ours: primary.last });
         }
-        return Err(Refusal::Rewind(primary.last));
+        // Nobody was told of them: the primary died before they were committed there.
+        return Err(Refusal::Rewind(common.min(primary.last)));
     }
     if secondary.last < primary.base {
         return Err(Refusal::TooFarBehind { theirs: secondary.last, base: primary.base });
@@ -49,16 +50,24 @@ pub fn judge(primary: &Hello, secondary: &Hello) -> Result<CpNumber, Refusal> {
 
 /// The last CP number that both histories give to the same term; none if they start apart.
 ///
-/// A history is a list of (term, first CP), oldest first. Up to the first entry in which the two lists differ they
-/// are one; the earlier of the two differing entries' first CP ends the common part.
+/// A history is a list of (term, first CP), oldest first: a promotion opens a term, and a primary that did not stop
+/// cleanly opens its own term again, since CPs it lost may have reached its peer. Up to the first entry in which the
+/// two lists differ they are one; the earlier of the two differing entries' first CP ends the common part. One list
+/// may have forgotten its oldest entries.
 fn common_limit(one: &[TermStart], other: &[TermStart]) -> Option<CpNumber> {
+    let start = |list: &[TermStart], first: &TermStart| list.iter().position(|entry| entry == first);
+    let (one, other) = match (one.first(), other.first()) {
+        (Some(a), Some(b)) => match (start(other, a), start(one, b)) {
+            (Some(skip), _) => (one, &other[skip..]),
+            (None, Some(skip)) => (&one[skip..], other),
+            (None, None) => return None,
+        },
+        _ => return None,
+    };
     let shared = one.iter().zip(other).take_while(|(a, b)| a == b).count();
-    if shared == 0 {
-        return None;
-    }
     let ends = [one.get(shared), other.get(shared)];
     let first = ends.iter().flatten().map(|start| start.first).min();
-    Some(first.map_or(CpNumber(u64::MAX), CpNumber::previous))
+    Some(first.map_or(CpNumber(u64::MAX), |first| CpNumber(first.0.saturating_sub(1))))
 }
 
 #[cfg(test)]
@@ -75,7 +84,7 @@ mod tests {
         Hello {
             role,
             store: StoreId([7; 16]),
-            geometry: Geometry::plan(1 << 18, 2, None).expect("1 GiB holds two shards"),
+            geometry: Geometry::plan(1 << 18, 2, None, None).expect("1 GiB holds two shards"),
             term: history.last().expect("a term").term,
             history,
             last: CpNumber(last),
@@ -110,11 +119,27 @@ mod tests {
     }
 
     #[test]
+    fn points_of_a_primary_before_its_crash_are_rewound() {
+        let resumed: &[(u64, u64)] = &[(1, 1), (1, 11)];
+        assert_eq!(pair((resumed, 15, 9), (&[(1, 1)], 12, 9)), Err(Refusal::Rewind(CpNumber(10))));
+        assert_eq!(pair((resumed, 15, 9), (&[(1, 1)], 10, 9)), Ok(CpNumber(10)));
+        let twice: &[(u64, u64)] = &[(1, 1), (1, 11), (1, 11)];
+        assert_eq!(pair((twice, 15, 9), (resumed, 11, 9)), Err(Refusal::Rewind(CpNumber(10))));
+    }
+
+    #[test]
+    fn a_history_that_forgot_its_oldest_terms_is_still_common() {
+        let long: &[(u64, u64)] = &[(1, 1), (2, 5), (3, 9)];
+        assert_eq!(pair((&long[1..], 20, 9), (long, 12, 9)), Ok(CpNumber(12)));
+        assert_eq!(pair((long, 20, 9), (&long[1..2], 12, 5)), Err(Refusal::Rewind(CpNumber(8))));
+    }
+
+    #[test]
     fn a_returning_primary_follows_unless_it_has_a_branch() {
         let new: &[(u64, u64)] = &[(1, 1), (2, 21)];
         assert_eq!(pair((new, 30, 20), (&[(1, 1)], 20, 20)), Ok(CpNumber(20)));
         assert_eq!(
-            pair((new, 30, 20), (&[(1, 1)], 23, 20)),
+            pair((new, 30, 20), (&[(1, 1)], 23, 23)),
             Err(Refusal::Branch { common: CpNumber(20), theirs: CpNumber(23) })
         );
         assert_eq!(

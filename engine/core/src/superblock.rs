@@ -3,7 +3,7 @@
 //! The first thing read at start. Written by the coordinator, two copies far apart, one after the
 //! other; the newer valid one wins. It is not written by a consistency point (R3).
 //!
-//! Invariants: terms ascend in the history and none is above the store's own; the base is not
+//! Invariants: terms do not descend in the history and none is above the store's own; the base is not
 //! newer than what is committed here; [`Superblock::encode`] and [`Superblock::decode`] check the
 //! same.
 
@@ -193,7 +193,7 @@ impl Superblock {
         if self.history.len() > HISTORY_MAX {
             return field(52);
         }
-        let ascends = |a: &TermStart, b: &TermStart| a.term < b.term && a.first <= b.first;
+        let ascends = |a: &TermStart, b: &TermStart| a.term <= b.term && a.first <= b.first;
         if !self.history.is_sorted_by(ascends) {
             return field(SUPERBLOCK_HISTORY_OFFSET);
         }

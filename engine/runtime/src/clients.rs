@@ -16,8 +16,8 @@ use crate::nbd::{Export, Host, Input, NbdSession, OutputPart};
 use crate::shared::Shared;
 use crate::uring::{Amount, COPIED_BYTES_MAX, PARTS_MAX, Part, Uring, UringError};
 
-/// Bits of a tag: worker, client, and the session's own 32.
-const WORKER_SHIFT: u32 = 56;
+/// Bits of a tag: worker or local client, client, and the session's own 32.
+pub(crate) const WORKER_SHIFT: u32 = 56;
 const CLIENT_SHIFT: u32 = 32;
 
 /// The clients of one worker.

@@ -127,7 +127,8 @@ impl Worker {
         }
         worked |= self.watch_gate();
         let Some(port) = self.coordinator.as_ref() else { return Ok(worked) };
-        let due = port.coordinator.poll_timeout().is_some_and(|at| at <= self.now());
+        let now = self.core_time(self.round_began);
+        let due = port.coordinator.poll_timeout().is_some_and(|at| at <= now);
         if due {
             self.coordinator_event(CoordinatorEvent::Tick);
         }
@@ -226,7 +227,7 @@ impl Worker {
             CoordinatorAction::Hold(holding) => {
                 self.shared.set_holding(holding);
                 if !holding {
-                    for worker in 0..self.shared.workers {
+                    for worker in 0..self.shared.participants() {
                         self.mailbox.send(worker, Mail::Resume);
                     }
                 }
@@ -270,7 +271,7 @@ impl Worker {
         let port = self.coordinator.as_ref().expect("it ends");
         port.exit.lock().expect("nobody panics with the exit").get_or_insert(exit);
         self.close_wires();
-        for worker in 0..self.shared.workers {
+        for worker in 0..self.shared.participants() {
             self.mailbox.send(worker, Mail::End);
         }
     }

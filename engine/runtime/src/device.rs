@@ -23,8 +23,10 @@ use twinpoint_core::units::{BLOCK_BYTES, DeviceBlock};
 
 /// Blocks moved by one system call through the aligned copy: 256 KiB.
 const BOUNCE_BLOCKS: usize = 64;
-/// How long a block device's lock is tried for: udev locks a device shortly to look at it.
-const LOCK_ATTEMPTS: u32 = 20;
+/// How often a lock is tried: udev locks a device shortly to look at it, and the kernel takes some tens of milliseconds
+/// to free the io_uring, and with it the store, of a process that was killed. Less patience for those who only look.
+const LOCK_ATTEMPTS: u32 = 120;
+const LOCK_ATTEMPTS_TO_LOOK: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(25);
 
 /// What a store is opened for.
@@ -94,7 +96,7 @@ impl StoreFile {
         }
         let claim = is_block_device && mode == OpenMode::Exclusive;
         let (mut file, is_direct) = open_direct(path, mode, caching, claim)?;
-        let is_in_use = lock(&file, path, mode, is_block_device)?;
+        let is_in_use = lock(&file, path, mode)?;
         if is_block_device {
             check_sector(&file, path)?;
         }
@@ -440,7 +442,15 @@ fn open_direct(
         options.read(true).write(mode == OpenMode::Exclusive);
         options.custom_flags(flags | claim).open(path)
     };
-    match open(libc::O_DIRECT) {
+    let mut direct = open(libc::O_DIRECT);
+    for _ in 1..LOCK_ATTEMPTS {
+        if !direct.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        direct = open(libc::O_DIRECT);
+    }
+    match direct {
         Ok(file) => Ok((file, true)),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             Err(DeviceError::InUse { path: path.into() })
@@ -464,10 +474,9 @@ fn lock(
     file: &File,
     path: &Path,
     mode: OpenMode,
-    is_block_device: bool,
 ) -> Result<bool, DeviceError> {
     let kind = if mode == OpenMode::Exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-    let attempts = if is_block_device { LOCK_ATTEMPTS } else { 1 };
+    let attempts = if mode == OpenMode::Exclusive { LOCK_ATTEMPTS } else { LOCK_ATTEMPTS_TO_LOOK };
     for attempt in 0..attempts {
         if attempt > 0 {
             std::thread::sleep(LOCK_PAUSE);

@@ -8,6 +8,7 @@ pub mod device;
 pub mod gate;
 mod lanes;
 pub mod link;
+pub mod local;
 mod mail;
 pub mod nbd;
 pub mod node;

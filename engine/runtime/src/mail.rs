@@ -59,8 +59,14 @@ struct Outgoing {
     notify: bool,
 }
 
-/// Connects workers, each with the waker given for it.
-pub(crate) fn connect(wakers: &[Waker], ring_entries: usize) -> Vec<Mailbox> {
+/// Connects workers and, after them, local clients, each with the waker given for it. The rings to local clients have
+/// room for all that they can be sent, so that no worker ever waits for one. Local clients send each other nothing.
+pub(crate) fn connect(
+    wakers: &[Waker],
+    workers: usize,
+    ring_entries: usize,
+    local_entries: usize,
+) -> Vec<Mailbox> {
     let count = wakers.len();
     let mut boxes: Vec<Mailbox> = (0..count)
         .map(|worker| Mailbox {
@@ -79,8 +85,8 @@ pub(crate) fn connect(wakers: &[Waker], ring_entries: usize) -> Vec<Mailbox> {
         })
         .collect();
     for from in 0..count {
-        for to in (0..count).filter(|to| *to != from) {
-            let (producer, consumer) = ring(ring_entries);
+        for to in (0..count).filter(|to| *to != from && (*to < workers || from < workers)) {
+            let (producer, consumer) = ring(if to < workers { ring_entries } else { local_entries });
             boxes[from].outgoing[to].producer = Some(producer);
             boxes[to].incoming[from] = Some(consumer);
         }

@@ -35,6 +35,7 @@ use crate::coordinator_port::{CoordinatorPort, Exit, Latencies};
 use crate::device::{Caching, DeviceError, OpenMode, StoreFile};
 use crate::gate::Gate;
 use crate::link::{LENT_BLOCKS_MIN, Link, LinkNode, LinkOptions, NewSession};
+use crate::local::{COMMANDS_MAX, LocalClient, LocalSeed};
 use crate::mail::{Mailbox, connect};
 use crate::options::{NbdAddress, NodeOptions};
 use crate::shard_port::ShardPort;
@@ -83,6 +84,8 @@ struct Inner {
     lends: Vec<(BufferId, u32)>,
     latencies: Arc<Mutex<Latencies>>,
     shared: Mutex<Option<Arc<Shared>>>,
+    /// Of the workers that run now, those that nobody took yet.
+    locals: Mutex<Vec<LocalClient>>,
     stopping: AtomicBool,
     began: Instant,
 }
@@ -156,6 +159,15 @@ impl Node {
     /// # Errors
     /// Anything that keeps the node from serving.
     pub fn start(options: NodeOptions) -> Result<Node, NodeError> {
+        Node::start_with_local(options, 0)
+    }
+
+    /// As [`Node::start`], with clients inside this process, each on a thread and with a part of the memory of its
+    /// own: see [`NodeHandle::local_client`].
+    ///
+    /// # Errors
+    /// Anything that keeps the node from serving.
+    pub fn start_with_local(options: NodeOptions, local_clients: usize) -> Result<Node, NodeError> {
         let key = load_key(&options)?;
         let caching = if options.buffered { Caching::BufferedAllowed } else { Caching::DirectOnly };
         let store =
@@ -163,7 +175,7 @@ impl Node {
         let recovered = open_and_recover(&store, None).map_err(NodeError::Store)?;
         check_role(&options, &recovered)?;
         let geometry = recovered.coordinator.superblock.geometry;
-        let plan = plan_memory(&options, &geometry)?;
+        let plan = plan_memory(&options, local_clients, &geometry)?;
         let arena = Arc::new(Arena::new(plan.bytes()).map_err(NodeError::System)?);
         let listeners = options.nbd.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
         let nbd = listeners.iter().map(|listener| listener.address.clone()).collect();
@@ -174,6 +186,7 @@ impl Node {
             lends: plan.lends(),
             latencies: Arc::new(Mutex::new(Latencies::new())),
             shared: Mutex::new(None),
+            locals: Mutex::default(),
             stopping: AtomicBool::new(false),
             began: Instant::now(),
             options,
@@ -187,6 +200,7 @@ impl Node {
         if starting.recv().is_err() {
             return Err(join(supervisor).err().unwrap_or(NodeError::System(std::io::Error::other("no worker"))));
         }
+        handle.wait_until_published(&supervisor);
         let mut node = Node { handle, link: None, control: None, supervisor: Some(supervisor), nbd };
         if let Err(error) = node.start_around(key) {
             node.handle.stop();
@@ -272,11 +286,29 @@ impl NodeHandle {
         }
     }
 
+    /// Waits until clients are let in, or the node ended.
+    fn wait_until_published(&self, supervisor: &JoinHandle<Result<(), NodeError>>) {
+        let is_published = || {
+            let shared = self.inner.shared.lock().expect("nobody panics with it");
+            shared.as_ref().is_some_and(|shared| shared.is_published())
+        };
+        while !is_published() && !supervisor.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Has an operator's command carried out.
     #[must_use]
     pub fn command(&self, command: Command) -> Reply {
         let reply = self.inner.caller.command(command, COMMAND_LIMIT);
         reply.unwrap_or(Reply::Refused(Refusal::Stopping))
+    }
+
+    /// A client inside this process; none when all that it was started with were taken. After a restart of the
+    /// workers those taken before are over, and there are new ones.
+    #[must_use]
+    pub fn local_client(&self) -> Option<LocalClient> {
+        self.inner.locals.lock().expect("nobody panics with them").pop()
     }
 
     /// The node's state now; none while it starts or stops.
@@ -353,9 +385,11 @@ impl Operator for NodeHandle {
     }
 }
 
-/// How the arena is cut: pools of the workers, lent memory of the lanes, metadata buffers of the workers.
+/// How the arena is cut: pools of the workers and then of the local clients, lent memory of the lanes, metadata
+/// buffers of the workers.
 struct MemoryPlan {
     workers: u32,
+    local_clients: u32,
     pool: u32,
     shards: u32,
     lent: u32,
@@ -367,7 +401,7 @@ impl MemoryPlan {
     }
 
     fn lent_start(&self) -> u32 {
-        self.workers * self.pool
+        (self.workers + self.local_clients) * self.pool
     }
 
     fn metadata_start(&self) -> u32 {
@@ -383,15 +417,17 @@ impl MemoryPlan {
     }
 }
 
-fn plan_memory(options: &NodeOptions, geometry: &Geometry) -> Result<MemoryPlan, NodeError> {
+fn plan_memory(options: &NodeOptions, local_clients: usize, geometry: &Geometry) -> Result<MemoryPlan, NodeError> {
     let workers = options.cores.len().max(1) as u32;
     let shards = u32::from(geometry.shards);
     let blocks = |bytes: u64| u32::try_from(bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX / 4);
     // Every worker needs room for a few large requests besides its reserve.
     const POOL_MIN: u32 = 2048;
-    let pool = blocks(options.memory_bytes) / workers;
+    let local_clients = u32::try_from(local_clients).unwrap_or(u32::MAX / 4);
+    let pools = workers.saturating_add(local_clients);
+    let pool = blocks(options.memory_bytes) / pools;
     if pool < POOL_MIN {
-        let least_bytes = u64::from(POOL_MIN * workers) * BLOCK_BYTES as u64;
+        let least_bytes = u64::from(POOL_MIN) * u64::from(pools) * BLOCK_BYTES as u64;
         return Err(NodeError::Memory { option: "--memory", least_bytes });
     }
     let paired = options.peer.is_some() || options.listen.is_some();
@@ -400,7 +436,7 @@ fn plan_memory(options: &NodeOptions, geometry: &Geometry) -> Result<MemoryPlan,
         let least_bytes = u64::from(LENT_BLOCKS_MIN * shards) * BLOCK_BYTES as u64;
         return Err(NodeError::Memory { option: "--lent-memory", least_bytes });
     }
-    Ok(MemoryPlan { workers, pool, shards, lent })
+    Ok(MemoryPlan { workers, local_clients, pool, shards, lent })
 }
 
 fn load_key(options: &NodeOptions) -> Result<Option<Key>, NodeError> {
@@ -468,15 +504,17 @@ fn run_workers(
     started: &Sender<()>,
 ) -> Result<Exit, NodeError> {
     let workers = plan.workers as usize;
+    let local_clients = plan.local_clients as usize;
     let options = &inner.options;
     let committed = recovered.coordinator.committed;
     let base = recovered.coordinator.base;
     let term = recovered.coordinator.superblock.term;
-    let gate = Gate::new(workers, committed.next());
+    let gate = Gate::new(workers + local_clients, committed.next());
     let arena = Arc::clone(&inner.arena);
-    let shared = Arc::new(Shared::new(arena, gate, inner.geometry, workers, plan.pool, options.cp_bytes));
+    let counts = (workers, local_clients);
+    let shared = Arc::new(Shared::new(arena, gate, inner.geometry, counts, plan.pool, options.cp_bytes));
     *inner.shared.lock().expect("nobody panics with it") = Some(Arc::clone(&shared));
-    let ends = (0..workers).map(|_| waker()).collect::<Result<Vec<_>, _>>().map_err(NodeError::System)?;
+    let ends = (0..workers + local_clients).map(|_| waker()).collect::<Result<Vec<_>, _>>().map_err(NodeError::System)?;
     let (wakers, sleepers): (Vec<Waker>, Vec<Sleeper>) = ends.into_iter().unzip();
     let calls = inner.caller.connect(wakers[0].clone());
     let exit = Arc::new(Mutex::new(None));
@@ -500,7 +538,18 @@ fn run_workers(
     let (ready, readiness) = channel();
     let mut threads = Vec::new();
     let mut go = Vec::new();
-    for (index, (mailbox, sleeper)) in connect(&wakers, options.ring_entries).into_iter().zip(sleepers).enumerate() {
+    // A local client is sent at most one mail for each of its buffers and one for each of its requests.
+    let local_entries = (2 * plan.pool as usize + COMMANDS_MAX).next_power_of_two().max(options.ring_entries);
+    let mut mailboxes = connect(&wakers, workers, options.ring_entries, local_entries);
+    let mut sleepers = sleepers;
+    let locals = mailboxes.drain(workers..).zip(sleepers.drain(workers..)).enumerate();
+    let locals = locals.map(|(local, (mailbox, sleeper))| {
+        let index = workers + local;
+        let pool = (BufferId(index as u32 * plan.pool), plan.pool);
+        LocalClient::new(LocalSeed { index, shared: Arc::clone(&shared), mailbox, sleeper, pool })
+    });
+    *inner.locals.lock().expect("nobody panics with them") = locals.collect();
+    for (index, (mailbox, sleeper)) in mailboxes.into_iter().zip(sleepers).enumerate() {
         let owned = (0..shards.len()).map(|s| shards[s].take_if(|_| s % workers == index)).collect();
         let seed = Seed {
             index,
@@ -537,6 +586,7 @@ fn run_workers(
         result = result.and(join(thread));
     }
     inner.caller.disconnect();
+    inner.locals.lock().expect("nobody panics with them").clear();
     result?;
     let exit = exit.lock().expect("nobody panics with it").take();
     Ok(exit.unwrap_or(Exit::Stopped))
@@ -588,6 +638,7 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
         coordinator: seed.coordinator,
         seals: std::collections::VecDeque::new(),
         listeners: seed.listeners,
+        accepting: false,
         next_client: 0,
         poll: seed.poll,
         starved: false,
@@ -595,6 +646,7 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
         may_resume: false,
         ending: false,
         began: seed.began,
+        round_began: seed.began,
     };
     // If another worker could not be made, its reason is told, and this one ends.
     if ready.send(()).is_err() || may_go.recv().is_err() {

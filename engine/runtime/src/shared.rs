@@ -22,7 +22,9 @@ pub(crate) struct Shared {
     pub gate: Gate,
     pub geometry: Geometry,
     pub workers: usize,
-    /// Buffers of each worker's pool; worker `w` has those from `w * pool_buffers` on.
+    /// Clients on threads of their own, numbered after the workers.
+    pub local_clients: usize,
+    /// Buffers of each pool; worker or local client `w` has those from `w * pool_buffers` on.
     pub pool_buffers: u32,
     pub traffic: Traffic,
     pub shards: Vec<CachePadded<ShardGauges>>,
@@ -31,6 +33,7 @@ pub(crate) struct Shared {
     pub staged_bytes: CachePadded<AtomicU64>,
     pub cp_bytes: u64,
     holding: AtomicBool,
+    published: AtomicBool,
     exports: Mutex<Exports>,
 }
 
@@ -62,12 +65,20 @@ struct Exports {
 }
 
 impl Shared {
-    pub fn new(arena: Arc<Arena>, gate: Gate, geometry: Geometry, workers: usize, pool_buffers: u32, cp_bytes: u64) -> Shared {
+    pub fn new(
+        arena: Arc<Arena>,
+        gate: Gate,
+        geometry: Geometry,
+        (workers, local_clients): (usize, usize),
+        pool_buffers: u32,
+        cp_bytes: u64,
+    ) -> Shared {
         Shared {
             arena,
             gate,
             geometry,
             workers,
+            local_clients,
             pool_buffers,
             traffic: Traffic::default(),
             shards: (0..geometry.shards).map(|_| CachePadded::default()).collect(),
@@ -75,8 +86,14 @@ impl Shared {
             staged_bytes: CachePadded::default(),
             cp_bytes,
             holding: AtomicBool::new(false),
+            published: AtomicBool::new(false),
             exports: Mutex::default(),
         }
+    }
+
+    /// Everyone who has a mailbox: the workers, then the local clients.
+    pub fn participants(&self) -> usize {
+        self.workers + self.local_clients
     }
 
     /// The worker that owns a shard.
@@ -120,6 +137,12 @@ impl Shared {
         let mut exports = self.lock();
         exports.catalog = catalog;
         exports.serving = serving;
+        self.published.store(true, Ordering::Release);
+    }
+
+    /// Whether the exports are known: the node is ready.
+    pub fn is_published(&self) -> bool {
+        self.published.load(Ordering::Acquire)
     }
 
     pub fn open_export(&self, name: &str) -> Option<Export> {

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use twinpoint_core::contract::{Order, Seal, ShardEvent};
-use twinpoint_core::units::ShardId;
+use twinpoint_core::units::{Instant as CoreInstant, ShardId};
 
 use crate::buffers::Pool;
 use crate::clients::{Clients, HostPort, UserData};
@@ -73,6 +73,7 @@ pub(crate) struct Worker {
     /// Seals set aside until all rings were emptied.
     pub seals: VecDeque<(ShardId, Box<Seal>)>,
     pub listeners: Vec<OwnedFd>,
+    pub accepting: bool,
     pub next_client: usize,
     pub poll: Duration,
     /// A client was refused memory; told once until the next seal.
@@ -82,7 +83,10 @@ pub(crate) struct Worker {
     /// Something came back that starved clients wait for.
     pub may_resume: bool,
     pub ending: bool,
+    /// Where the core's time begins.
     pub began: Instant,
+    /// Read once a round: the clock is not cheap everywhere.
+    pub round_began: Instant,
 }
 
 impl Worker {
@@ -92,22 +96,23 @@ impl Worker {
     /// If the io_uring fails.
     pub fn run(&mut self) -> Result<(), UringError> {
         self.uring.read_eventfd(BELL, self.sleeper.descriptor())?;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            self.uring.accept_multishot(ACCEPT | index as u64, listener.as_raw_fd())?;
-        }
         let mut completions = Vec::new();
-        let mut busy_until = Instant::now();
+        let mut busy_at = Instant::now();
         loop {
             let worked = self.round(&mut completions)?;
             if self.ending && self.is_idle() {
                 return self.finish(completions);
             }
-            let now = Instant::now();
             if worked {
-                busy_until = now + self.poll;
-            }
-            if worked || now < busy_until {
+                busy_at = self.round_began;
                 self.uring.submit_and_wait(Wait::No)?;
+                continue;
+            }
+            let now = self.round_began;
+            if now.duration_since(busy_at) < self.poll {
+                self.uring.submit_and_wait(Wait::No)?;
+                // Whoever else wants this core has work; polling has none.
+                std::thread::yield_now();
                 continue;
             }
             self.sleeper.prepare();
@@ -121,6 +126,7 @@ impl Worker {
 
     /// One round. Tells whether there was anything to do.
     fn round(&mut self, completions: &mut Vec<Completion>) -> Result<bool, UringError> {
+        self.round_began = Instant::now();
         let mut worked = self.take_mail()?;
         self.uring.reap(completions);
         worked |= !completions.is_empty();
@@ -129,6 +135,7 @@ impl Worker {
         }
         worked |= self.poll_lanes()?;
         worked |= self.run_coordinator()?;
+        self.accept_when_published()?;
         self.resume_clients()?;
         if self.uring.free() > SOCKET_PLACES {
             self.store.submit(&mut self.uring, &self.shared.arena, &mut self.operations, |n| STORE | n as u64)?;
@@ -149,7 +156,7 @@ impl Worker {
         }
         let seals: Vec<(ShardId, Box<Seal>)> = self.seals.drain(..).collect();
         let first = usize::from(self.index != 0);
-        for from in first..self.shared.workers {
+        for from in first..self.shared.participants() {
             while let Some(mail) = self.mailbox.take(from) {
                 worked = true;
                 self.take_in(mail)?;
@@ -222,6 +229,18 @@ impl Worker {
             LANE_OUTPUT => self.lane_writable(number as u64),
             ACCEPT => self.accepted(number, completion)?,
             other => panic!("a completion of nothing known: {other:#x}"),
+        }
+        Ok(())
+    }
+
+    /// Clients are let in once the exports are known.
+    fn accept_when_published(&mut self) -> Result<(), UringError> {
+        if self.accepting || !self.shared.is_published() {
+            return Ok(());
+        }
+        self.accepting = true;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            self.uring.accept_multishot(ACCEPT | index as u64, listener.as_raw_fd())?;
         }
         Ok(())
     }
@@ -328,16 +347,20 @@ impl Worker {
     fn sleep_time(&self, now: Instant) -> Duration {
         let timer = self.coordinator.as_ref().and_then(|port| port.next_tick());
         let until = timer.map_or(SLEEP_MAX, |at| {
-            let elapsed = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-            Duration::from_nanos(at.0.saturating_sub(elapsed))
+            Duration::from_nanos(at.since(self.core_time(now)))
         });
         until.min(SLEEP_MAX)
     }
 
     /// This moment, for the core.
-    pub fn now(&self) -> twinpoint_core::units::Instant {
-        let elapsed = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        twinpoint_core::units::Instant(elapsed)
+    pub fn now(&self) -> CoreInstant {
+        self.core_time(Instant::now())
+    }
+
+    /// A moment, for the core.
+    pub fn core_time(&self, moment: Instant) -> CoreInstant {
+        let elapsed = moment.duration_since(self.began).as_nanos();
+        CoreInstant(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
     pub fn watch_lane_input(&mut self, number: u64, descriptor: RawFd) -> Result<(), UringError> {

@@ -48,8 +48,9 @@ impl World {
         if recovered.coordinator.superblock.deposed_by.is_some() {
             self.nodes[node].role = Role::Secondary;
         }
+        let role = self.nodes[node].role;
         self.note(|| {
-            let (image, role) = (&recovered.coordinator, self.nodes[node].role);
+            let image = &recovered.coordinator;
             format!("node {node} starts as {role:?} at CP {} (base {})", image.committed, image.base)
         });
         self.check_roots(&recovered.shards);

@@ -67,7 +67,8 @@ pub fn run(seed: u64) -> Result<Counts, Failure> {
 
 impl World {
     fn play(&mut self) {
-        self.note(|| format!("{:?}", self.options.clone()));
+        let options = format!("{:?}", self.options);
+        self.note(|| options);
         self.at(0, Event::Start(0, None));
         if self.options.paired {
             let late_ns = self.random.pick(&[0, 10_000_000, 400_000_000]);

@@ -11,7 +11,6 @@ use twinpoint_core::message::Role;
 use twinpoint_core::request::{Operation as RequestOperation, Request};
 use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, ShardId};
 
-use crate::buffers::Owner;
 use crate::content::{Block, checksum, zero_block};
 use crate::node::{Kind, Operation, Process, Queue};
 use crate::wire::WireEvent;

@@ -1,6 +1,6 @@
 //! What operators ask: named checkpoints, volumes, promotion, an orderly stop.
 //!
-//! Invariants: a change of the catalog is part of a CP and replied when that CP is committed; a promotion opens a new
+//! Invariants: a change of the catalog is part of a CP and replied when a flush of that CP would be; a promotion opens a new
 //! term, durable before the first request of it is admitted (R8).
 
 use super::superblock_job::Then;
@@ -9,7 +9,6 @@ use crate::catalog::CatalogError;
 use crate::contract::{Command, CoordinatorAction, Order, Refusal, Reply, Ticket};
 use crate::message::Role;
 use crate::record::is_checkpoint_name;
-use crate::superblock::TermStart;
 use crate::units::{CpNumber, ShardSet, Term};
 
 impl Coordinator {
@@ -78,6 +77,9 @@ impl Coordinator {
         if self.promoting.is_some() {
             return Err(Refusal::SessionEnding);
         }
+        if let Some(cp) = self.peer.diverged() {
+            return Err(Refusal::RootDiffers(cp));
+        }
         if self.peer.is_up() {
             if !force {
                 return Err(Refusal::PrimaryConnected);
@@ -94,12 +96,7 @@ impl Coordinator {
         let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled) else { return };
         let last = self.committed;
         self.role = Role::Primary;
-        let term = Term(self.superblock.term.0 + 1);
-        self.superblock.term = term;
-        self.superblock.history.push(TermStart { term, first: last.next() });
-        if self.superblock.history.len() > crate::limits::HISTORY_MAX {
-            self.superblock.history.remove(0);
-        }
+        self.open_history(Term(self.superblock.term.0 + 1));
         self.superblock.secondary = false;
         self.superblock.alone_since = Some(last.next());
         self.superblock.base_given_up = false;
@@ -110,8 +107,8 @@ impl Coordinator {
         self.promoting = None;
         self.points.clear();
         self.open = last.next();
-        // The old primary has this side's CPs up to here at least: what they free waits for its return.
-        self.peer.durable = last;
+        // The old primary has this side's CPs up to what it said at least: what later ones free waits for its return.
+        self.peer.durable = self.peer.told_committed.max(self.peer.told_base).min(last);
         self.peer.alone = true;
         self.going_alone = true;
         let term = self.superblock.term;

@@ -18,11 +18,12 @@ mod superblock_job;
 use std::collections::VecDeque;
 
 use crate::catalog::Catalog;
-use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Report, Ticket};
+use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply, Report, Ticket};
+use crate::limits::HISTORY_MAX;
 use crate::message::Role;
 use crate::request::Tag;
-use crate::superblock::Superblock;
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, VolumeId};
+use crate::superblock::{Superblock, TermStart};
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term, VolumeId};
 
 use peer::Peer;
 use points::Point;
@@ -112,7 +113,8 @@ pub struct Coordinator {
     roots: Vec<Root>,
     flush: Option<(IoToken, CpNumber)>,
     flush_waiters: VecDeque<(CpNumber, Tag)>,
-    checkpoint_waiters: VecDeque<(CpNumber, Ticket)>,
+    /// Commands whose CP is committed here, or not yet, with what they came to.
+    replies: VecDeque<(CpNumber, Ticket, Reply)>,
     holding: bool,
     /// A shard's journal or region is full of what only the base needs.
     held_by_base: bool,
@@ -184,7 +186,11 @@ impl Coordinator {
     /// A coordinator for a store as recovery found it. Take its actions before the first event.
     #[must_use]
     pub fn new(image: CoordinatorImage, role: Role, options: CoordinatorOptions, now: Instant) -> Coordinator {
-        let known = image.base;
+        let mut peer = Peer::new(image.base, now);
+        if !image.superblock.secondary {
+            // What was committed here as a primary may have been answered: it is dropped for nobody without a word.
+            peer.told_committed = image.committed;
+        }
         let mut coordinator = Coordinator {
             role,
             open: image.committed.next(),
@@ -198,10 +204,10 @@ impl Coordinator {
             roots: image.roots,
             flush: None,
             flush_waiters: VecDeque::new(),
-            checkpoint_waiters: VecDeque::new(),
+            replies: VecDeque::new(),
             holding: false,
             held_by_base: false,
-            peer: Peer::new(known, now),
+            peer,
             going_alone: false,
             stopping: None,
             promoting: None,
@@ -216,6 +222,7 @@ impl Coordinator {
             options,
         };
         coordinator.begin();
+        coordinator.pump_superblock();
         coordinator
     }
 
@@ -299,14 +306,31 @@ impl Coordinator {
             }
             self.order_all(&Order::Lead(self.superblock.term));
         }
+        if self.role == Role::Primary {
+            if self.superblock.paired && !self.superblock.clean {
+                // CPs after this one may have reached the peer and are lost here: its history ends before them.
+                self.open_history(self.superblock.term);
+            }
+            self.superblock.secondary = false;
+        }
         // From now on the store is in use: a stop that is not clean shows.
         self.superblock.clean = false;
-        self.superblock.secondary = self.role == Role::Secondary;
         self.write_superblock(superblock_job::Then::Serve);
+    }
+
+    /// What comes after the last committed CP is another history than what may have come after it before.
+    fn open_history(&mut self, term: Term) {
+        let first = self.committed.next();
+        self.superblock.term = term;
+        self.superblock.history.push(TermStart { term, first });
+        if self.superblock.history.len() > HISTORY_MAX {
+            self.superblock.history.remove(0);
+        }
     }
 
     /// The superblock says that the store is in use: open the gate.
     fn serve(&mut self) {
+        self.announce_commit();
         self.publish_catalog();
         if self.role == Role::Primary {
             self.act(CoordinatorAction::OpenGate(self.open));
@@ -330,8 +354,9 @@ impl Coordinator {
         match report {
             Report::Sealed { cp, root, data_bytes, delta_bytes } => self.sealed(shard, cp, root, data_bytes, delta_bytes),
             Report::Written { cp } => self.written(shard, cp),
-            Report::Arrived { cp, participants, committed: _, base, catalog } => {
-                self.arrived(shard, cp, participants, base, catalog);
+            Report::Arrived { cp, participants, committed, base, catalog } => {
+                self.arrived(shard, cp, participants, catalog);
+                self.told(committed, base);
             }
             Report::Applied { cp, root } => self.applied(shard, cp, root),
             Report::Diverged { cp, segments } => self.diverged(shard, cp, segments),
@@ -378,7 +403,7 @@ impl Coordinator {
         for (_, tag) in std::mem::take(&mut self.flush_waiters) {
             self.act(CoordinatorAction::AnswerFlush(tag, false));
         }
-        for (_, ticket) in std::mem::take(&mut self.checkpoint_waiters) {
+        for (_, ticket, _) in std::mem::take(&mut self.replies) {
             self.refuse(ticket, Refusal::StoreFailed);
         }
         for (ticket, _) in std::mem::take(&mut self.next.tickets) {

@@ -24,7 +24,7 @@ pub(super) struct Peer {
     /// Secondary: what the primary said is committed on both sides.
     pub told_base: CpNumber,
     /// Secondary: what the primary said is committed there.
-    told_committed: CpNumber,
+    pub told_committed: CpNumber,
     /// Primary: carrying on without it.
     pub alone: bool,
     heard: Instant,
@@ -74,6 +74,11 @@ impl Peer {
         self.state == State::Absent
     }
 
+    /// The CP at which the roots differ.
+    pub(super) fn diverged(&self) -> Option<CpNumber> {
+        self.diverged
+    }
+
     pub(super) fn caught_up(&mut self, shard: ShardId) {
         self.lanes_behind.remove(shard);
     }
@@ -82,9 +87,10 @@ impl Peer {
 impl Coordinator {
     /// What this side says of itself.
     pub(super) fn hello(&self) -> Hello {
-        let base = match self.role {
-            Role::Primary => self.base(),
-            Role::Secondary => self.peer.told_base.max(self.peer.told_committed),
+        // A living primary holds on to all that it sealed: a secondary that committed it sooner need not go back.
+        let (last, base) = match self.role {
+            Role::Primary => (self.open.previous().max(self.committed), self.base()),
+            Role::Secondary => (self.committed, self.peer.told_base.max(self.peer.told_committed)),
         };
         Hello {
             role: self.role,
@@ -92,8 +98,8 @@ impl Coordinator {
             geometry: self.superblock.geometry,
             term: self.superblock.term,
             history: self.superblock.history.clone(),
-            last: self.committed,
-            base: base.min(self.peer.told_committed.max(self.committed)),
+            last,
+            base,
             roots: self.roots.clone(),
         }
     }
@@ -125,7 +131,8 @@ impl Coordinator {
                 return;
             }
         }
-        if theirs.term > self.superblock.term || !self.superblock.paired || !self.superblock.secondary {
+        let is_news = theirs.term > self.superblock.term || theirs.history != self.superblock.history;
+        if is_news || !self.superblock.paired || !self.superblock.secondary {
             self.superblock.term = theirs.term;
             self.superblock.history.clone_from(&theirs.history);
             self.superblock.paired = true;
@@ -174,6 +181,10 @@ impl Coordinator {
             self.act(CoordinatorAction::ClosePeer("a session is there already".to_owned()));
             return;
         }
+        if !self.still_fits(&session.hello) {
+            self.act(CoordinatorAction::ClosePeer("something changed since the handshake".to_owned()));
+            return;
+        }
         let shards = self.superblock.geometry.shards;
         let from = match self.role {
             Role::Primary => session.hello.last,
@@ -206,6 +217,17 @@ impl Coordinator {
         }
     }
 
+    /// Whether the session that the handshake agreed on may begin now: time has passed since.
+    fn still_fits(&self, theirs: &Hello) -> bool {
+        match self.role {
+            Role::Primary => judge(&self.hello(), theirs).is_ok(),
+            Role::Secondary => {
+                let quiet = self.points.iter().all(|point| point.cp <= self.committed);
+                quiet && self.promoting.is_none() && judge(theirs, &self.hello()).is_ok()
+            }
+        }
+    }
+
     pub(super) fn peer_message(&mut self, bytes: &[u8]) {
         if !self.peer.is_up() {
             return;
@@ -224,15 +246,23 @@ impl Coordinator {
                     self.close_peer("a base after the last commit");
                     return;
                 }
-                let before = self.base();
-                self.peer.told_committed = self.peer.told_committed.max(committed);
-                self.peer.told_base = self.peer.told_base.max(base);
-                if self.base() > before {
-                    self.announce_commit();
-                }
+                self.told(committed, base);
             }
             (_, Ok(PeerMessage::Heartbeat { term })) if term == ours => {}
             _ => self.close_peer("a message that cannot be read, or of another term"),
+        }
+    }
+
+    /// Secondary: the primary says how far CPs are committed.
+    pub(super) fn told(&mut self, committed: CpNumber, base: CpNumber) {
+        if !self.peer.is_up() {
+            return;
+        }
+        let before = self.base();
+        self.peer.told_committed = self.peer.told_committed.max(committed);
+        self.peer.told_base = self.peer.told_base.max(base);
+        if self.base() > before {
+            self.announce_commit();
         }
     }
 
@@ -298,15 +328,12 @@ impl Coordinator {
 
     /// Writers wait while an asynchronous secondary is further behind than declared.
     pub(super) fn watch_lag(&mut self) {
-        let bounded = self.role == Role::Primary
-            && self.options.paired
-            && self.options.replication == Replication::Async
-            && !self.peer.alone;
+        let bounded = self.bounds_lag();
         let lag = self.lag(self.now);
         let over = lag.points >= self.options.lag_points
             || lag.bytes >= self.options.lag_bytes
             || lag.age_ns >= self.options.lag_ns;
-        let hold = bounded && over;
+        let hold = self.stopping.is_some() || (bounded && over);
         if hold != self.holding {
             self.holding = hold;
             self.act(CoordinatorAction::Hold(hold));
@@ -330,17 +357,27 @@ impl Coordinator {
         if self.failed {
             return None;
         }
-        if self.peer.is_up() {
-            let lost = self.peer.heard.after(self.options.peer_timeout_ns);
-            let speak = self.peer.spoke.after(self.heartbeat_ns());
-            let oldest = self.points.iter().find(|point| point.cp > self.peer.durable);
-            let lagging = (self.options.replication == Replication::Async && !self.holding)
-                .then_some(oldest)
-                .flatten()
-                .map(|point| point.since.after(self.options.lag_ns));
-            return Some(lost.min(speak)).into_iter().chain(lagging).min();
-        }
-        self.may_go_alone().then(|| self.peer.heard.after(self.options.peer_timeout_ns))
+        let lost = self.peer.heard.after(self.options.peer_timeout_ns);
+        let next = if self.peer.is_up() {
+            Some(lost.min(self.peer.spoke.after(self.heartbeat_ns())))
+        } else {
+            self.may_go_alone().then_some(lost)
+        };
+        next.into_iter().chain(self.lag_timeout()).min()
+    }
+
+    /// When the secondary's lag becomes too old, if nothing is confirmed until then.
+    fn lag_timeout(&self) -> Option<Instant> {
+        let bounded = self.bounds_lag() && !self.holding;
+        let oldest = self.points.iter().find(|point| bounded && point.cp > self.peer.durable)?;
+        Some(oldest.since.after(self.options.lag_ns))
+    }
+
+    fn bounds_lag(&self) -> bool {
+        self.role == Role::Primary
+            && self.options.paired
+            && self.options.replication == Replication::Async
+            && !self.peer.alone
     }
 
     pub(super) fn peer_word(&self) -> &'static str {
@@ -388,7 +425,8 @@ impl Coordinator {
 
     /// The peer has all again: from now on flushes wait for it as the mode says.
     fn watch_rejoin(&mut self) {
-        let in_step = self.role == Role::Primary && self.peer.alone && self.peer.durable >= self.committed;
+        let was_alone = self.peer.alone || self.superblock.alone_since.is_some();
+        let in_step = self.role == Role::Primary && was_alone && self.peer.durable >= self.committed;
         if in_step {
             self.peer.alone = false;
             self.going_alone = false;

@@ -8,7 +8,7 @@ use crate::catalog::Catalog;
 use crate::contract::{CoordinatorAction, Order, Refusal, Reply, Seal, Ticket};
 use crate::message::{PeerMessage, Role};
 use crate::request::Tag;
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, VolumeId};
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet};
 
 /// One CP that is not committed on both sides yet.
 #[derive(Debug)]
@@ -159,7 +159,6 @@ impl Coordinator {
         shard: ShardId,
         cp: CpNumber,
         participants: ShardSet,
-        base: CpNumber,
         catalog: Option<Catalog>,
     ) {
         if !self.peer.is_up() {
@@ -179,7 +178,6 @@ impl Coordinator {
         if catalog.is_some() {
             point.catalog = catalog;
         }
-        self.peer.told_base = self.peer.told_base.max(base);
         self.order_whole_points();
     }
 
@@ -201,19 +199,15 @@ impl Coordinator {
         let (_, upto) = self.flush.take().expect("a flush was under way");
         assert!(upto > self.committed, "a flush of nothing");
         let mut changed_catalog = false;
-        let mut tickets = Vec::new();
         for index in 0..self.points.len() {
             if self.points[index].cp <= self.committed || self.points[index].cp > upto {
                 continue;
             }
-            changed_catalog |= self.commit(index, &mut tickets);
+            changed_catalog |= self.commit(index);
         }
         self.flush_when_written();
         if changed_catalog {
             self.publish_catalog();
-        }
-        for (ticket, volume) in tickets {
-            self.act(CoordinatorAction::Reply(ticket, Reply::Volume(volume)));
         }
         self.announce_commit();
         if self.role == Role::Secondary {
@@ -242,9 +236,8 @@ impl Coordinator {
         while let Some((_, tag)) = self.flush_waiters.pop_front_if(|(cp, _)| *cp <= kept) {
             self.act(CoordinatorAction::AnswerFlush(tag, true));
         }
-        let root = self.store_root();
-        while let Some((cp, ticket)) = self.checkpoint_waiters.pop_front_if(|(cp, _)| *cp <= kept) {
-            self.act(CoordinatorAction::Reply(ticket, Reply::Checkpoint(cp, root)));
+        while let Some((_, ticket, reply)) = self.replies.pop_front_if(|(cp, ..)| *cp <= kept) {
+            self.act(CoordinatorAction::Reply(ticket, reply));
         }
     }
 
@@ -279,7 +272,8 @@ impl Coordinator {
 
     /// Secondary: forgets CPs that were not ordered to be applied.
     pub(super) fn forget_arrived_points(&mut self) {
-        self.points.retain(|point| point.ordered);
+        let follows = self.role == Role::Secondary;
+        self.points.retain(|point| point.ordered || !follows || point.cp <= self.committed);
     }
 
     fn superblock_allows(&self) -> bool {
@@ -320,7 +314,7 @@ impl Coordinator {
     }
 
     /// The point at `index` is durable and all before it are committed. Tells whether the catalog changed.
-    fn commit(&mut self, index: usize, replies: &mut Vec<(Ticket, VolumeId)>) -> bool {
+    fn commit(&mut self, index: usize) -> bool {
         let now = self.now;
         let point = &mut self.points[index];
         assert_eq!(point.cp, self.committed.next(), "CPs are committed in order");
@@ -334,11 +328,9 @@ impl Coordinator {
             self.roots[usize::from(shard.0)] = root;
         }
         self.act(CoordinatorAction::Timing { written_ns, durable_ns: now.since(since) });
+        let root = self.store_root();
         for (ticket, volume) in tickets {
-            match volume {
-                Some(volume) => replies.push((ticket, volume)),
-                None => self.checkpoint_waiters.push_back((cp, ticket)),
-            }
+            self.replies.push_back((cp, ticket, volume.map_or(Reply::Checkpoint(cp, root), Reply::Volume)));
         }
         let changed = catalog.is_some();
         if let Some(catalog) = catalog {

@@ -16,6 +16,9 @@ use crate::record::Record;
 use crate::recovery::segments_exceed;
 use crate::units::{BufferId, Checksum, CpNumber, DataBlock, Root, VolumeId};
 
+/// Most messages that wait for a base: many more than a primary sends before it told the coordinator.
+const HELD_MESSAGES_MAX: usize = 16_384;
+
 /// What the secondary's half of a session holds.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
@@ -23,6 +26,8 @@ pub(super) struct Follower {
     /// Placements not released yet, oldest first, and whether each is done with.
     placements: VecDeque<bool>,
     placement_first: u64,
+    /// Messages that wait for the coordinator's word of a newer base.
+    held: VecDeque<(LaneMessage, Option<(BufferId, u32)>)>,
     /// The CP that arrives.
     building: Option<Incoming>,
     /// Whole CPs that wait for the order to apply.
@@ -65,7 +70,6 @@ impl Shard {
     pub(super) fn receive_data(
         &mut self,
         cp: CpNumber,
-        base: CpNumber,
         first: DataBlock,
         checksums: Vec<Checksum>,
         placed: Option<(BufferId, u32)>,
@@ -77,12 +81,6 @@ impl Shard {
         let run = DataRun { first, count };
         if run.end() > u64::from(self.geometry.data_blocks()) {
             return Err("data outside of the shard's region");
-        }
-        if base > self.committed {
-            return Err("a base that is not committed here");
-        }
-        if base > self.base {
-            self.release(base);
         }
         if run.blocks().any(|block| self.free.is_used(block)) {
             return Err("a write command for a block in use");
@@ -102,11 +100,48 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether a message must wait: for an earlier one, or because its blocks are free as of a base that the
+    /// coordinator, which hears of it on another wire, has not told this shard yet.
+    pub(super) fn must_hold(&self, message: &LaneMessage) -> bool {
+        if !self.follower.held.is_empty() {
+            return true;
+        }
+        let LaneMessage::Data { base, first, checksums, .. } = message else { return false };
+        let run = DataRun { first: *first, count: checksums.len() as u32 };
+        let is_inside = run.end() <= u64::from(self.geometry.data_blocks());
+        *base > self.base && is_inside && run.blocks().any(|block| self.free.is_used(block))
+    }
+
+    pub(super) fn hold_message(&mut self, message: LaneMessage, placed: Option<(BufferId, u32)>) {
+        if self.follower.held.len() >= HELD_MESSAGES_MAX {
+            self.close_lane(LaneFault::Protocol("a base that never comes"));
+            return;
+        }
+        self.follower.held.push_back((message, placed));
+    }
+
+    /// Acts on the oldest message that waited if it need not wait any more. Tells whether it did.
+    pub(super) fn take_held_message(&mut self) -> bool {
+        if self.follower.checking.is_some() || self.session_ending || self.lane_faulted {
+            return false;
+        }
+        let Some((message, placed)) = self.follower.held.pop_front() else { return false };
+        let rest = std::mem::take(&mut self.follower.held);
+        let waits = self.must_hold(&message);
+        self.follower.held = rest;
+        if waits {
+            self.follower.held.push_front((message, placed));
+            return false;
+        }
+        self.take_lane_message(message, placed);
+        true
+    }
+
     /// The placed bytes were compared with their checksums.
     pub(super) fn verified(&mut self, result: Result<(), IoFailure>) {
         let (cp, placement, run, buffer) = self.follower.checking.take().expect("a check was asked for");
         if result.is_err() {
-            self.act(ShardAction::CloseLane(LaneFault::Checksum));
+            self.close_lane(LaneFault::Checksum);
             return;
         }
         let incoming = self.follower.building.as_mut().expect("checks are answered at once");
@@ -202,6 +237,7 @@ impl Shard {
         let follower = &mut self.follower;
         follower.applies.clear();
         follower.placements.clear();
+        follower.held.clear();
         follower.checking = None;
         for incoming in follower.building.take().into_iter().chain(follower.arrived.drain(..)) {
             for block in incoming.runs.iter().flat_map(DataRun::blocks) {

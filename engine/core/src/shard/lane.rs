@@ -10,7 +10,7 @@ use super::point::chunks;
 use super::{Shard, Work};
 use crate::contract::{IoFailure, LaneFault, Report, ShardAction};
 use crate::data_run::DataRun;
-use crate::message::{LaneMessage, PART_BYTES_MAX, Role};
+use crate::message::{DATA_BLOCKS_PER_MESSAGE_MAX, LaneMessage, PART_BYTES_MAX, Role};
 use crate::record::Record;
 use crate::units::{BufferId, Checksum, CpNumber, DataBlock, Root};
 
@@ -113,17 +113,26 @@ impl Shard {
 
     /// A message of the peer's shard.
     pub(super) fn lane_message(&mut self, bytes: &[u8], placed: Option<(BufferId, u32)>) {
-        if self.session_ending {
+        if self.session_ending || self.lane_faulted {
             return;
         }
         let Ok(message) = LaneMessage::decode(bytes) else {
-            self.act(ShardAction::CloseLane(LaneFault::Protocol("unreadable lane message")));
+            self.close_lane(LaneFault::Protocol("unreadable lane message"));
             return;
         };
+        if self.role == Role::Secondary && self.must_hold(&message) {
+            self.hold_message(message, placed);
+            return;
+        }
+        self.take_lane_message(message, placed);
+    }
+
+    /// Acts on a message whose turn has come.
+    pub(super) fn take_lane_message(&mut self, message: LaneMessage, placed: Option<(BufferId, u32)>) {
         let result = match (self.role, message) {
             (Role::Primary, LaneMessage::Credit { term, placements }) if term == self.term => self.credit(placements),
-            (Role::Secondary, LaneMessage::Data { term, cp, base, first, checksums }) if term == self.term => {
-                self.receive_data(cp, base, first, checksums, placed)
+            (Role::Secondary, LaneMessage::Data { term, cp, base: _, first, checksums }) if term == self.term => {
+                self.receive_data(cp, first, checksums, placed)
             }
             (Role::Secondary, LaneMessage::Part { term, cp, total, bytes }) if term == self.term => {
                 self.receive_part(cp, total, &bytes)
@@ -131,7 +140,14 @@ impl Shard {
             _ => Err("lane message of another term or role"),
         };
         if let Err(reason) = result {
-            self.act(ShardAction::CloseLane(LaneFault::Protocol(reason)));
+            self.close_lane(LaneFault::Protocol(reason));
+        }
+    }
+
+    /// Nothing more of the peer's is believed in this session.
+    pub(super) fn close_lane(&mut self, fault: LaneFault) {
+        if !std::mem::replace(&mut self.lane_faulted, true) {
+            self.act(ShardAction::CloseLane(fault));
         }
     }
 
@@ -140,10 +156,10 @@ impl Shard {
         let catch_up = lane.catch_up.as_mut().expect("a read of it ended");
         let record = result.ok().and_then(|bytes| Record::decode(&bytes).ok());
         let Some(record) = record.filter(|record| record.cp == catch_up.cp && record.shard == self.id) else {
-            self.act(ShardAction::CloseLane(LaneFault::Checksum));
+            self.close_lane(LaneFault::Checksum);
             return;
         };
-        catch_up.runs = chunks(&record.runs).collect();
+        catch_up.runs = chunks(&record.runs, placement_max(lane.lent_blocks)).collect();
         catch_up.runs.reverse();
         catch_up.record = Some(record);
         self.catch_up_next();
@@ -177,7 +193,7 @@ impl Shard {
         }
         if result.is_err() {
             self.act(ShardAction::Free(buffers));
-            self.act(ShardAction::CloseLane(LaneFault::Checksum));
+            self.close_lane(LaneFault::Checksum);
             return;
         }
         let record = catch_up.record.as_ref().expect("its record was read");
@@ -220,6 +236,7 @@ impl Shard {
         if !busy {
             self.lane = None;
             self.session_ending = false;
+            self.lane_faulted = false;
             self.forget_arrived();
             self.tell(Report::SessionEnded);
         }
@@ -250,12 +267,12 @@ impl Shard {
         let point = self.points.iter_mut().find(|point| point.cp == cp).expect("it was there");
         let lane = self.lane.as_mut().expect("the caller has a lane");
         let mut start = 0;
-        for run in chunks(&point.record.runs) {
+        for run in chunks(&point.record.runs, placement_max(lane.lent_blocks)) {
             let end = start + run.count as usize;
             lane.queue.push_back(Outgoing::Data {
                 cp,
                 first: run.first,
-                buffers: point.blocks[start..end].iter().map(|(_, buffer)| *buffer).collect(),
+                buffers: point.blocks[start..end].iter().map(|(_, buffer, _)| *buffer).collect(),
                 checksums: point.record.checksums[start..end].to_vec(),
                 borrowed: false,
             });
@@ -329,10 +346,15 @@ impl Shard {
     }
 }
 
+/// Most blocks of one write command to a peer that lends so many: half, so that a ring with nothing in it has room.
+fn placement_max(lent_blocks: u32) -> u32 {
+    (lent_blocks / 2).clamp(1, DATA_BLOCKS_PER_MESSAGE_MAX)
+}
+
 impl Lane {
     /// Room for consecutive blocks in the peer's lent memory: the first block's index there.
     fn place(&mut self, count: u32) -> Option<u32> {
-        assert!(count <= self.lent_blocks / 2, "the peer lends too little for one write command");
+        assert!(count <= placement_max(self.lent_blocks), "a write command of {count} blocks");
         let room = self.lent_blocks - self.head;
         let left_out = if count <= room { 0 } else { room };
         if self.used + left_out + count > self.lent_blocks {

@@ -94,10 +94,12 @@ pub struct Shard {
     journal: Journal,
     checkpoint: MapCheckpoint,
     volumes: Vec<VolumeId>,
+    /// The newest volume ever heard of: ids only grow.
+    volume_newest: VolumeId,
     doomed: Vec<VolumeId>,
 
     stagings: Stagings,
-    /// Segments that the map does not have yet and staged blocks need.
+    /// Segments in which blocks are staged.
     segments_staged: HashSet<SegmentKey, FastHash>,
     parked: Vec<Request>,
     groups: HashMap<u64, Group, FastHash>,
@@ -109,6 +111,8 @@ pub struct Shard {
     follower: Follower,
     lane: Option<Lane>,
     session_ending: bool,
+    /// The peer broke the protocol: what else it sent is not looked at.
+    lane_faulted: bool,
     stuck_told: bool,
 
     work: HashMap<IoToken, Work, FastHash>,
@@ -156,6 +160,7 @@ impl Shard {
             journal: image.journal,
             checkpoint: image.checkpoint,
             volumes: Vec::new(),
+            volume_newest: VolumeId::default(),
             doomed: Vec::new(),
             stagings: Stagings::default(),
             segments_staged: HashSet::with_hasher(FastHash),
@@ -168,6 +173,7 @@ impl Shard {
             follower: Follower::default(),
             lane: None,
             session_ending: false,
+            lane_faulted: false,
             stuck_told: false,
             work: HashMap::with_hasher(FastHash),
             io_next: 0,
@@ -192,6 +198,21 @@ impl Shard {
     #[must_use]
     pub fn free_blocks(&self) -> u32 {
         self.free.free_blocks()
+    }
+
+    /// Data blocks that only older CPs, or reads of them, use.
+    #[must_use]
+    pub fn retained_blocks(&self) -> u64 {
+        let retained = self.retained.iter().map(|retained| retained.blocks.len());
+        let limbo = self.limbo.iter().map(|(_, blocks)| blocks.len());
+        retained.chain(limbo).sum::<usize>() as u64
+    }
+
+    /// Whether nothing is staged, sealed and not written, received and not applied, or otherwise under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let empty = self.stagings.is_empty() && self.parked.is_empty() && self.seals.is_empty();
+        empty && self.points.is_empty() && self.work.is_empty() && self.follower.is_idle()
     }
 
     /// Bytes of memory that the map takes, and blocks that it maps.
@@ -234,6 +255,7 @@ impl Shard {
             return;
         }
         while self.seal_next() {}
+        while self.take_held_message() {}
         while self.apply_next() {}
         self.pump_lane();
         self.pump_checkpoint();
@@ -265,7 +287,9 @@ impl Shard {
             Order::Catalog(volumes) => {
                 self.doomed = self.map.volumes().filter(|v| !volumes.contains(v)).collect();
                 self.doomed.sort_unstable();
+                self.volume_newest = self.volume_newest.max(volumes.iter().copied().max().unwrap_or_default());
                 self.volumes = volumes;
+                self.retry_parked();
                 if !self.doomed.is_empty() && self.role == Role::Primary {
                     self.tell(Report::WantReap);
                 }

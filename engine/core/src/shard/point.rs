@@ -22,8 +22,8 @@ const REAP_MAX: usize = 8192;
 #[derive(Debug)]
 pub(super) struct Point {
     pub cp: CpNumber,
-    /// The staged blocks, in map order.
-    pub blocks: Vec<(Key, BufferId)>,
+    /// The staged blocks, in map order, with where they go.
+    pub blocks: Vec<(Key, BufferId, DataBlock)>,
     /// What the lane sends; and the data runs and checksums of `blocks`, in order.
     pub record: Record,
     /// Device writes under way.
@@ -61,11 +61,13 @@ impl Shard {
         true
     }
 
-    /// The buffer of a block whose CP is sealed and whose buffer is still held.
-    pub(super) fn buffer_in_flight(&self, key: Key) -> Option<BufferId> {
+    /// The buffer of a block that the map has at `data`, if its CP's buffers are still held. A buffer of an older CP
+    /// may outlive that of a newer one, so the place decides.
+    pub(super) fn buffer_in_flight(&self, key: Key, data: DataBlock) -> Option<BufferId> {
         self.points.iter().rev().find_map(|point| {
-            let index = point.blocks.binary_search_by_key(&key, |(key, _)| *key).ok()?;
-            Some(point.blocks[index].1)
+            let index = point.blocks.binary_search_by_key(&key, |(key, ..)| *key).ok()?;
+            let (_, buffer, place) = point.blocks[index];
+            (place == data).then_some(buffer)
         })
     }
 
@@ -93,7 +95,7 @@ impl Shard {
         self.points.retain(|point| {
             let needed = point.writes > 0 || point.posts > 0;
             if !needed {
-                freed.extend(point.blocks.iter().map(|(_, buffer)| *buffer));
+                freed.extend(point.blocks.iter().map(|(_, buffer, _)| *buffer));
             }
             needed
         });
@@ -107,8 +109,12 @@ impl Shard {
         let entries = staging.map(|staging| staging.entries).unwrap_or_default();
         let mut mapped = Vec::with_capacity(entries.len());
         let mut unmapped = Vec::new();
+        let mut freed = Vec::new();
         for (key, entry) in entries {
             match entry {
+                // The volume was deleted since: its blocks are reaped below.
+                Entry::Block { buffer, .. } if !self.volumes.contains(&key.volume) => freed.push(buffer),
+                Entry::Unmap if !self.volumes.contains(&key.volume) => {}
                 Entry::Block { buffer, checksum, filling } => {
                     assert!(!filling, "a CP is sealed when its blocks are whole");
                     mapped.push((key, buffer, checksum));
@@ -116,6 +122,9 @@ impl Shard {
                 Entry::Unmap if self.map.get(key.volume, key.block).is_some() => unmapped.push(key),
                 Entry::Unmap => {}
             }
+        }
+        if !freed.is_empty() {
+            self.act(ShardAction::Free(freed));
         }
         let room = (RECORD_MAPPED_MAX as usize).saturating_sub(mapped.len() + unmapped.len());
         unmapped.extend(self.reap(room.min(REAP_MAX)));
@@ -176,8 +185,7 @@ impl Shard {
             runs,
             checksums,
         };
-        let map = &self.map;
-        self.segments_staged.retain(|segment| !map.has_segment(segment.volume, segment.segment));
+        self.recount_segments();
         self.last = cp;
         self.tell(Report::Sealed {
             cp,
@@ -185,7 +193,8 @@ impl Shard {
             data_bytes: u64::from(count) * BLOCK_BYTES as u64,
             delta_bytes: record.encode_wire().len() as u64,
         });
-        let blocks = staged.mapped.iter().map(|(key, buffer, _)| (*key, *buffer)).collect();
+        let places = record.runs.iter().flat_map(DataRun::blocks);
+        let blocks = staged.mapped.iter().zip(places).map(|((key, buffer, _), place)| (*key, *buffer, place)).collect();
         let mut point = Point { cp, blocks, record, writes: 0, posts: 0 };
         self.write_point(&mut point);
         self.points.push_back(point);
@@ -193,8 +202,8 @@ impl Shard {
 
     /// Sends a point's data and record to the device.
     fn write_point(&mut self, point: &mut Point) {
-        let mut buffers = point.blocks.iter().map(|(_, buffer)| *buffer);
-        for run in chunks(&point.record.runs) {
+        let mut buffers = point.blocks.iter().map(|(_, buffer, _)| *buffer);
+        for run in chunks(&point.record.runs, DATA_BLOCKS_PER_MESSAGE_MAX) {
             let buffers: Vec<BufferId> = buffers.by_ref().take(run.count as usize).collect();
             let io = self.start(Work::PointWrite(point.cp));
             let block = self.geometry.data_block(self.id, run.first);
@@ -230,12 +239,12 @@ impl Shard {
     }
 }
 
-/// Cuts runs into pieces that one write command carries.
-pub(super) fn chunks(runs: &[DataRun]) -> impl Iterator<Item = DataRun> + '_ {
-    runs.iter().flat_map(|run| {
-        (0..run.count).step_by(DATA_BLOCKS_PER_MESSAGE_MAX as usize).map(|skip| DataRun {
+/// Cuts runs into pieces of at most `blocks_max` blocks.
+pub(super) fn chunks(runs: &[DataRun], blocks_max: u32) -> impl Iterator<Item = DataRun> + '_ {
+    runs.iter().flat_map(move |run| {
+        (0..run.count).step_by(blocks_max as usize).map(move |skip| DataRun {
             first: DataBlock(run.first.0 + skip),
-            count: (run.count - skip).min(DATA_BLOCKS_PER_MESSAGE_MAX),
+            count: (run.count - skip).min(blocks_max),
         })
     })
 }
@@ -282,7 +291,7 @@ mod tests {
     #[test]
     fn chunks_cover_runs() {
         let runs = [DataRun { first: DataBlock(10), count: 600 }];
-        let counts: Vec<u32> = chunks(&runs).map(|run| run.count).collect();
+        let counts: Vec<u32> = chunks(&runs, 256).map(|run| run.count).collect();
         assert_eq!(counts, [256, 256, 88]);
     }
 }

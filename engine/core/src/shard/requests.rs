@@ -28,8 +28,13 @@ pub(super) struct Group {
 impl Shard {
     pub(super) fn request(&mut self, request: Request, checksums: &[Checksum]) {
         request.check();
-        if self.failed || !self.volumes.contains(&request.volume) {
+        if self.failed || (!self.volumes.contains(&request.volume) && request.volume <= self.volume_newest) {
             self.refuse(request);
+            return;
+        }
+        if request.volume > self.volume_newest {
+            // The frontend knows the new volume already; the coordinator's order is on its way.
+            self.parked.push(request);
             return;
         }
         match request.operation {
@@ -122,13 +127,11 @@ impl Shard {
             Some(Entry::Unmap) => return FillSource::Zero,
             None => {}
         }
-        if let Some(buffer) = self.buffer_in_flight(key) {
-            return FillSource::Buffer(buffer);
-        }
         match self.map.get(key.volume, key.block) {
-            Some(Slot { block, checksum }) => {
-                FillSource::Device(self.geometry.data_block(self.id, block), checksum)
-            }
+            Some(Slot { block, checksum }) => match self.buffer_in_flight(key, block) {
+                Some(buffer) => FillSource::Buffer(buffer),
+                None => FillSource::Device(self.geometry.data_block(self.id, block), checksum),
+            },
             None => FillSource::Zero,
         }
     }
@@ -229,16 +232,15 @@ impl Shard {
         let segment = new.first().map(|key| SegmentKey::of(key.volume, key.block));
         let enough_segments = segment.is_none_or(|segment| self.has_segment_room(segment));
         if new.is_empty() || (enough_space && enough_segments) {
-            if let Some(segment) = segment.filter(|s| !self.map.has_segment(s.volume, s.segment)) {
-                self.segments_staged.insert(segment);
-            }
+            self.segments_staged.extend(segment);
             return true;
         }
         let nothing_to_wait_for = self.stagings.is_empty() && self.points.is_empty() && self.seals.is_empty();
         if nothing_to_wait_for && (!enough_segments || (self.retained.is_empty() && self.limbo.is_empty())) {
             self.end_request(request, Outcome::NoSpace);
         } else {
-            if nothing_to_wait_for {
+            let held = self.retained.front().is_some_and(|retained| retained.cp <= self.committed);
+            if nothing_to_wait_for && held && self.base < self.committed {
                 self.tell(Report::HeldByBase);
             }
             self.park_until_sealed(request);
@@ -246,10 +248,21 @@ impl Shard {
         false
     }
 
+    /// Whether the map has room for all staged blocks and one in this segment. A segment that the map has now may be
+    /// gone when its staged blocks come, if an earlier CP empties it: so those that have staged blocks all count.
     fn has_segment_room(&self, segment: SegmentKey) -> bool {
-        self.map.has_segment(segment.volume, segment.segment)
-            || self.segments_staged.contains(&segment)
-            || !self.map.would_exceed(self.segments_staged.len() + 1)
+        if self.segments_staged.contains(&segment) || !self.map.would_exceed(self.segments_staged.len() + 1) {
+            return true;
+        }
+        let missing = |segment: &&SegmentKey| !self.map.has_segment(segment.volume, segment.segment);
+        let staged = self.segments_staged.iter().filter(missing).count();
+        !self.map.would_exceed(staged + usize::from(missing(&&segment)))
+    }
+
+    /// Counts anew which segments have staged blocks.
+    pub(super) fn recount_segments(&mut self) {
+        self.segments_staged.clear();
+        self.segments_staged.extend(self.stagings.keys().map(|key| SegmentKey::of(key.volume, key.block)));
     }
 
     fn park_until_sealed(&mut self, request: Request) {

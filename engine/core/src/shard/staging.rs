@@ -102,6 +102,12 @@ impl Stagings {
         self.list.iter().map(|staging| staging.blocks).sum()
     }
 
+    /// The blocks of all entries that need a data block.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        let entries = self.list.iter().flat_map(|staging| &staging.entries);
+        entries.filter(|(_, entry)| matches!(entry, Entry::Block { .. })).map(|(key, _)| *key)
+    }
+
     /// Whether nothing is staged.
     pub fn is_empty(&self) -> bool {
         self.list.iter().all(|staging| staging.entries.is_empty())

@@ -28,7 +28,7 @@ pub fn explain(refusal: &Refusal) -> String {
         }
         Refusal::Stopping => "the node is stopping: try again once it is back".to_owned(),
         Refusal::BadName => {
-            "a checkpoint's name is 1 to 64 characters of A-Z a-z 0-9 . _ -: choose another"
+            "a checkpoint's name is 1 to 64 bytes without control characters: choose another"
                 .to_owned()
         }
         Refusal::OtherStore(primary, secondary) => format!(

@@ -241,7 +241,7 @@ fn check_hello(hello: &Hello) -> Result<(), HelloFault> {
     if hello.roots.len() != usize::from(hello.geometry.shards) {
         return Err(HelloFault::Roots);
     }
-    let ascends = |a: &TermStart, b: &TermStart| a.term < b.term && a.first <= b.first;
+    let ascends = |a: &TermStart, b: &TermStart| a.term <= b.term && a.first <= b.first;
     let possible = |start: &TermStart| {
         start.first > CpNumber(0) && start.first.0 <= NUMBER_MAX && start.term <= hello.term
     };
@@ -399,7 +399,7 @@ mod tests {
         let history = hello_fault(HelloFault::History);
         assert_eq!(fault(&|hello| hello.history = vec![term(1, 0)]), history);
         assert_eq!(fault(&|hello| hello.history = vec![term(9, 1)]), history);
-        assert_eq!(fault(&|hello| hello.history = vec![term(1, 1), term(1, 2)]), history);
+        assert_eq!(fault(&|hello| hello.history = vec![term(2, 1), term(1, 2)]), history);
         assert_eq!(fault(&|hello| hello.history = vec![term(1, u64::MAX)]), history);
         assert_eq!(
             fault(&|hello| hello.last = CpNumber(u64::MAX)),

@@ -1,0 +1,66 @@
+# The commands of this repository. `make` alone lists them.
+#
+# `make demo` and `make test` need only cargo, and root if a Debian package is missing: they install what they use.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+# Flags for the demo, such as DEMO="--keep", and for the benchmark, such as BENCH="--quick".
+DEMO ?=
+BENCH ?=
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+# Release speed matters to the tests that kill real processes, link-time optimisation does not.
+TEST_ENVIRONMENT := CARGO_PROFILE_RELEASE_LTO=off
+
+say = @printf '\n== %s (%s)\n' "$(1)" "$$(date +%H:%M:%S)"
+
+.PHONY: help setup build demo test fmt fmt-check lint unit doc loom bench clean
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## build the release binaries: target/release/twinpoint and its kin
+	$(CARGO) build --release --locked
+
+demo: ## two stores, a file system across them, the first node killed, the second one carries on
+	@tools/setup.sh demo
+	$(call say,building)
+	$(CARGO) build --release --locked --package twinpoint-tools
+	@"$(TARGET)/release/twinpoint-demo" $(DEMO)
+
+test: setup fmt-check lint unit loom doc ## everything that has to pass before a commit
+	@printf '\n== all tests passed: format, lints, tests, interleavings, documentation (%s)\n' "$$(date +%H:%M:%S)"
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+setup:
+	@tools/setup.sh test
+
+fmt-check:
+	$(call say,format)
+	$(CARGO) fmt --all --check
+
+lint: ## clippy, warnings denied
+	$(call say,lints)
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+unit: setup ## the tests of all crates, those over real processes included
+	$(call say,tests)
+	$(TEST_ENVIRONMENT) $(CARGO) test --release --workspace --locked --no-fail-fast
+
+loom: ## every interleaving of the ring between threads
+	$(call say,interleavings of the ring)
+	RUSTFLAGS="--cfg loom" $(TEST_ENVIRONMENT) $(CARGO) test --release --locked --target-dir "$(TARGET)/loom" \
+	  --package twinpoint-runtime --test ring_model
+
+doc: ## the documentation of the code, warnings denied
+	$(call say,documentation)
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+bench: setup ## measure, and write the result under bench/results/
+	$(CARGO) run --release --locked --package twinpoint-bench -- run $(BENCH)
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,122 @@
+//! Mistakes get one line that says what to do; help names units and defaults.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::Value;
+
+use crate::fixture::{self, run, twinpoint};
+
+#[test]
+fn wrong_usage_is_one_line_and_touches_nothing() {
+    // Nothing is at this path: what is told is the flags' mistake, before the store is looked for.
+    let serve = |flags: &[&'static str]| [&["serve", "--store", "/nowhere/store"], flags].concat();
+    let single = |flags: &[&'static str]| [&serve(&["--replication", "single"]), flags].concat();
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["fromat"], "format"),
+        (vec!["format"], "<STORE>"),
+        (vec!["format", "a", "--size", "12k"], "512MiB"),
+        (vec!["format", "a", "--store-id", "xyz"], "32 hexadecimal digits"),
+        (vec!["status"], "--control"),
+        (vec!["status", "--control", "a", "--store", "b"], "cannot be used with"),
+        (vec!["promote"], "--store"),
+        (vec!["promote", "--store", "a", "--force"], "cannot be used with"),
+        (vec!["volume", "create", "a", "1000", "--control", "x"], "4KiB"),
+        (vec!["serve"], "--store"),
+        (serve(&[]), "--replication single"),
+        (serve(&["--role", "secondary"]), "--listen"),
+        (serve(&["--peer", "a:1"]), "--key-file"),
+        (serve(&["--peer", "a"]), "HOST:PORT"),
+        (single(&["--peer", "a:1", "--key-file", "k"]), "leave --peer away"),
+        (single(&["--nbd", "/path"]), "unix:PATH"),
+        (single(&["--cores", "0-"]), "0,2,4-7"),
+        (single(&["--memory", "1MiB"]), "8MiB"),
+        (single(&["--cp-bytes", "1GiB"]), "--memory"),
+        (single(&["--cp-interval", "5"]), "500ms"),
+        (single(&["--cp-in-flight", "0"]), "1..=64"),
+        (single(&["--ring-entries", "1000"]), "power of two"),
+        (single(&["--peer-timeout", "1ms"]), "100ms"),
+    ];
+    for (arguments, advice) in cases {
+        let (code, stdout, stderr) = run(&arguments);
+        assert_eq!((code, &*stdout), (2, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("twinpoint: ") && stderr.contains(advice), "{stderr}");
+        let (code, _, stderr) = run(&[&arguments[..], &["--json"]].concat());
+        let error: Value = serde_json::from_str(&stderr).unwrap();
+        assert_eq!((code, &error["exit_code"], &error["ok"]), (2, &2.into(), &false.into()));
+    }
+}
+
+#[test]
+fn no_node_is_told() {
+    let folder = fixture::folder();
+    let socket = folder.path().join("none");
+    let socket = socket.to_str().unwrap();
+    let cases: [&[&str]; 5] =
+        [&["status"], &["checkpoint", "name"], &["volume", "list"], &["stop"], &["promote"]];
+    for command in cases {
+        let (code, _, stderr) = run(&[command, &["--control", socket]].concat());
+        assert!(code == 5 && stderr.contains("is `twinpoint serve` running"), "{stderr}");
+    }
+    let (code, _, stderr) = run(&["status", "--store", socket]);
+    assert!(code == 5 && stderr.contains("none.sock"), "{stderr}");
+}
+
+#[test]
+fn keys_are_made_once_and_checked() {
+    let folder = fixture::folder();
+    let path = folder.path().join("key");
+    let text = path.to_str().unwrap();
+    assert_eq!(run(&["key", "generate", text]).0, 0);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let key = std::fs::read(&path).unwrap();
+    assert_eq!(key.len(), 65);
+    assert_eq!(run(&["key", "generate", text]).0, 6);
+    assert_eq!(std::fs::read(&path).unwrap(), key);
+    let serve = ["serve", "--store", "/nowhere", "--role", "secondary", "--listen", "127.0.0.1:0"];
+    let serve = [&serve[..], &["--key-file", text]].concat();
+    let (code, _, stderr) = run(&serve);
+    assert!(code == 1 && stderr.contains("/nowhere"), "a good key is no obstacle: {stderr}");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, _, stderr) = run(&serve);
+    assert!(code == 1 && stderr.contains("mode 644"), "{stderr}");
+    assert_eq!(run(&["key", "generate", "/nowhere/key"]).0, 1);
+}
+
+#[test]
+fn help_names_units_defaults_and_exit_codes() {
+    let help = |arguments: &[&str]| {
+        let output = twinpoint(&[arguments, &["--help"]].concat());
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let top = help(&[]);
+    for code in 0..=6 {
+        assert!(top.contains(&format!("\n  {code}  ")), "{top}");
+    }
+    let commands: [&[&str]; 13] = [
+        &["format"],
+        &["serve"],
+        &["status"],
+        &["checkpoint"],
+        &["promote"],
+        &["volume", "create"],
+        &["volume", "list"],
+        &["volume", "delete"],
+        &["stop"],
+        &["inspect"],
+        &["verify"],
+        &["key", "generate"],
+        &["volume"],
+    ];
+    for command in commands {
+        let text = help(command);
+        for flag in text.split("\n      --").skip(1) {
+            let has = |words: &[&str]| words.iter().any(|word| flag.contains(word));
+            let name = flag.lines().next().unwrap();
+            assert!(!name.contains("<SIZE>") || has(&["KiB"]), "{command:?} --{flag}");
+            assert!(!name.contains("<DURATION>") || has(&["(us, ms", "(ms, s"]), "--{flag}");
+            let needs_default = *command == ["serve"] && name.contains('<') && !has(&["<STORE>"]);
+            assert!(!needs_default || has(&["[default:", "Default:", "Needed"]), "--{flag}");
+        }
+    }
+}
