@@ -160,8 +160,6 @@ pub struct NodeProcess {
     stdin: Option<ChildStdin>,
     /// Where it listens for a primary.
     pub address: String,
-    /// Its control socket.
-    pub control: PathBuf,
 }
 
 impl NodeProcess {

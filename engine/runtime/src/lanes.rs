@@ -176,3 +176,75 @@ pub(crate) fn spans(arena: &Arena, buffers: &[BufferId]) -> Vec<Span> {
     }
     spans
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rdma_fallback::memory_pair;
+
+    use super::*;
+
+    const BLOCKS: u32 = 32;
+
+    fn poll(port: &mut LanePort, seen: &mut Vec<String>) -> Option<String> {
+        let mut wire = port.begin_poll().expect("the wire is in");
+        let mut closed = None;
+        let progress = wire.poll(&mut |event| {
+            let reason = deliver(port, event, &mut |_, event| match event {
+                LaneEvent::Posted(io) => seen.push(format!("posted {}", io.0)),
+                LaneEvent::Message(bytes, placed) => seen.push(format!("message {bytes:?} {placed:?}")),
+            });
+            closed = closed.take().or(reason);
+        });
+        port.end_poll(wire, progress);
+        closed
+    }
+
+    fn ports() -> (Arena, Arena, LanePort, LanePort) {
+        let arena = || Arena::new(BLOCKS as usize * BLOCK_BYTES).expect("memory");
+        let (one, other) = (arena(), arena());
+        let lend = (BufferId(8), 16);
+        let (a, b) = memory_pair(
+            Arc::clone(one.region()),
+            Span::new(0, 0),
+            Arc::clone(other.region()),
+            other.span(lend.0, lend.1),
+        )
+        .expect("a pair");
+        (one, other, LanePort::new(a, 1, (BufferId(0), 0)), LanePort::new(b, 1, lend))
+    }
+
+    #[test]
+    fn placements_arrive_in_lent_buffers_before_their_message() {
+        let (one, other, mut a, mut b) = ports();
+        for buffer in [3, 4, 9] {
+            one.copy_in(BufferId(buffer), 0, &[buffer as u8; BLOCK_BYTES]);
+        }
+        a.post(&one, IoToken(7), vec![1, 2], Some((&[BufferId(3), BufferId(4), BufferId(9)], 5)));
+        let mut sent = Vec::new();
+        let mut received = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(poll(&mut a, &mut sent), None);
+            assert_eq!(poll(&mut b, &mut received), None);
+        }
+        assert_eq!(sent, ["posted 7"]);
+        assert_eq!(received, ["message [1, 2] Some((BufferId(13), 3))"]);
+        let mut block = [0; BLOCK_BYTES];
+        other.copy_out(BufferId(15), 0, &mut block);
+        assert_eq!(block, [9; BLOCK_BYTES]);
+    }
+
+    #[test]
+    fn a_closed_wire_gives_every_post_back() {
+        let (one, _other, mut a, _b) = ports();
+        for io in 0..400 {
+            a.post(&one, IoToken(io), vec![0; 8], None);
+        }
+        a.close();
+        let mut seen = Vec::new();
+        assert!(poll(&mut a, &mut seen).is_some());
+        let abandoned = a.abandon().len() + seen.len();
+        assert_eq!(abandoned, 400, "{} posted", seen.len());
+    }
+}

@@ -156,3 +156,51 @@ impl Mailbox {
             && self.incoming.iter_mut().flatten().all(|consumer| consumer.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wake::{Sleeper, waker};
+
+    fn pair(ring_entries: usize) -> (Vec<Mailbox>, Vec<Sleeper>) {
+        let (wakers, sleepers): (Vec<_>, Vec<_>) = (0..2).map(|_| waker().expect("an eventfd")).unzip();
+        (connect(&wakers, 2, ring_entries, ring_entries), sleepers)
+    }
+
+    fn number(mail: &Mail) -> u64 {
+        match mail {
+            Mail::Flush(tag) => tag.0,
+            _ => panic!("only flushes were sent"),
+        }
+    }
+
+    #[test]
+    fn a_full_ring_keeps_the_order_and_loses_nothing() {
+        let (mut boxes, _sleepers) = pair(4);
+        for tag in 0..20 {
+            boxes[0].send(1, Mail::Flush(Tag(tag)));
+        }
+        assert!(!boxes[0].has_room(1), "the outbox is in use");
+        assert!(!boxes[0].is_idle());
+        let mut seen = Vec::new();
+        while seen.len() < 20 {
+            while let Some(mail) = boxes[1].take(0) {
+                seen.push(number(&mail));
+            }
+            boxes[0].deliver();
+        }
+        assert_eq!(seen, (0..20).collect::<Vec<_>>());
+        assert!(boxes[0].has_room(1) && boxes[0].is_idle() && boxes[1].is_idle());
+    }
+
+    #[test]
+    fn mail_to_oneself_needs_no_ring() {
+        let (mut boxes, _sleepers) = pair(4);
+        for tag in 0..100 {
+            boxes[1].send(1, Mail::Flush(Tag(tag)));
+        }
+        assert!(boxes[1].has_room(1));
+        let taken: Vec<u64> = std::iter::from_fn(|| boxes[1].take(1)).map(|mail| number(&mail)).collect();
+        assert_eq!(taken, (0..100).collect::<Vec<_>>());
+    }
+}

@@ -164,14 +164,15 @@ pub struct Promotion {
 pub fn promote(store: &StoreFile) -> Result<Promotion, StoreError> {
     let recovered = open_and_recover(store, None)?;
     let image = recovered.coordinator;
-    let root = store_root(&image);
+    let root = store_root(&image.roots);
     let mut superblock = image.superblock;
-    if !superblock.secondary {
+    if !superblock.secondary && superblock.deposed_by.is_none() {
         let (path, term) = (store.path().into(), superblock.term);
         return Err(StoreError::NotSecondary { path, term });
     }
     let last = image.committed;
-    let term = Term(superblock.term.0 + 1);
+    let newest = superblock.deposed_by.map_or(superblock.term, |other| other.max(superblock.term));
+    let term = Term(newest.0 + 1);
     superblock.sequence += 1;
     superblock.term = term;
     superblock.history.push(TermStart { term, first: last.next() });
@@ -179,31 +180,13 @@ pub fn promote(store: &StoreFile) -> Result<Promotion, StoreError> {
         superblock.history.remove(0);
     }
     superblock.secondary = false;
+    superblock.deposed_by = None;
     superblock.alone_since = Some(last.next());
     superblock.base_given_up = false;
     superblock.committed = last;
     superblock.base = image.base;
     write_superblock(store, &superblock)?;
     Ok(Promotion { store: superblock.store, term, last, root })
-}
-
-/// The store's root at the last committed CP: the sum that `twinpoint status` shows of a running node.
-#[must_use]
-pub fn store_root(image: &CoordinatorImage) -> Root {
-    // A coordinator has the only definition of the root over all shards; none of its actions are taken.
-    let options = CoordinatorOptions {
-        paired: false,
-        replication: Replication::Sync,
-        on_peer_loss: OnPeerLoss::Stall,
-        cp_interval_ns: 0,
-        points_in_flight: 1,
-        peer_timeout_ns: 0,
-        lag_points: 0,
-        lag_bytes: 0,
-        lag_ns: 0,
-    };
-    let now = Instant::default();
-    Coordinator::new(image.clone(), Role::Secondary, options, now).status(now).root
 }
 
 /// A random identity for a store.

@@ -332,3 +332,97 @@ impl Operations {
         self.all[number].take().expect("an operation completes once")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::uring::{Completion, UringOptions, Wait};
+
+    const BUFFERS: u32 = 64;
+
+    struct Rig {
+        arena: Arena,
+        uring: Uring,
+        store: StorePort,
+        operations: Operations,
+        _file: std::fs::File,
+    }
+
+    impl Rig {
+        fn new(blocks: u64) -> Rig {
+            let directory = std::env::current_exe().expect("a test runs");
+            let directory = directory.parent().expect("it lies in a folder");
+            let file = tempfile::NamedTempFile::new_in(directory).expect("a file beside the test");
+            file.as_file().set_len(blocks * BLOCK_BYTES as u64).expect("room");
+            let file = OpenOptions::new().read(true).write(true).open(file.path()).expect("it is there");
+            let arena = Arena::new((BUFFERS + METADATA_BUFFERS) as usize * BLOCK_BYTES).expect("memory");
+            let mut uring = Uring::new(UringOptions::default()).expect("io_uring");
+            uring.register_arena(&arena).expect("memory may be locked");
+            uring.register_files(&[file.as_raw_fd()]).expect("a file");
+            let store = StorePort::new(BufferId(BUFFERS));
+            Rig { arena, uring, store, operations: Operations::default(), _file: file }
+        }
+
+        fn next(&mut self) -> Ended {
+            loop {
+                self.store
+                    .submit(&mut self.uring, &self.arena, &mut self.operations, |n| n as u64)
+                    .expect("the ring works");
+                self.uring.submit_and_wait(Wait::For(std::time::Duration::from_secs(5))).expect("it works");
+                let mut completions: Vec<Completion> = Vec::new();
+                self.uring.reap(&mut completions);
+                for completion in completions {
+                    let number = completion.user_data as usize;
+                    let ended = self.store.completed(&self.arena, &mut self.operations, number, completion.result);
+                    if let Some(ended) = ended {
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_a_wrong_checksum_is_found() {
+        let mut rig = Rig::new(64);
+        let shard = ShardId(0);
+        for buffer in 0..4 {
+            rig.arena.copy_in(BufferId(buffer), 0, &[buffer as u8 + 1; BLOCK_BYTES]);
+        }
+        rig.arena.checksum_compute(BufferId(0), 4);
+        let checksums: Vec<Checksum> = (0..4).map(|buffer| rig.arena.checksum(BufferId(buffer))).collect();
+        let spans = vec![rig.arena.span(BufferId(0), 4)];
+        rig.store.write(Some(shard), IoToken(1), DeviceBlock(8), spans);
+        assert!(matches!(rig.next(), Ended::Done(Some(_), IoToken(1), Ok(()))));
+        rig.store.flush(None, IoToken(2));
+        assert!(matches!(rig.next(), Ended::Done(None, IoToken(2), Ok(()))));
+        rig.store.read(&rig.arena, shard, IoToken(3), DeviceBlock(8), BufferId(16), checksums.clone());
+        assert!(matches!(rig.next(), Ended::Read(_, IoToken(3), Ok(()))));
+        rig.store.read(&rig.arena, shard, IoToken(4), DeviceBlock(9), BufferId(16), checksums);
+        assert!(matches!(rig.next(), Ended::Read(_, IoToken(4), Err(IoFailure::Checksum))));
+        assert!(rig.store.is_idle());
+    }
+
+    #[test]
+    fn long_metadata_goes_in_pieces_and_comes_back_whole() {
+        let mut rig = Rig::new(1024);
+        let bytes: Vec<u8> = (0..700 * BLOCK_BYTES).map(|index| (index / 977) as u8).collect();
+        rig.store.write_metadata(Some(ShardId(1)), IoToken(1), DeviceBlock(100), &bytes);
+        assert!(matches!(rig.next(), Ended::Done(Some(ShardId(1)), IoToken(1), Ok(()))));
+        rig.store.read_metadata(ShardId(1), IoToken(2), DeviceBlock(100), 700);
+        match rig.next() {
+            Ended::Metadata(ShardId(1), IoToken(2), Ok(read)) => assert!(read == bytes),
+            _ => panic!("a metadata read ends as one"),
+        }
+    }
+
+    #[test]
+    fn a_short_transfer_is_a_failure() {
+        let mut rig = Rig::new(4);
+        rig.store.read_metadata(ShardId(0), IoToken(1), DeviceBlock(3), 2);
+        assert!(matches!(rig.next(), Ended::Metadata(_, IoToken(1), Err(IoFailure::Device))));
+    }
+}

@@ -108,6 +108,13 @@ impl World {
         self.model.check(&image, &recovered.coordinator.catalog, promised);
         self.model.adopt(&image, &recovered.coordinator.catalog, false);
         self.model.flushed = self.model.flushed_remote;
+        self.disown(1 - node, last);
+    }
+
+    /// What a node has after `last` is no longer part of the history.
+    fn disown(&mut self, node: usize, last: CpNumber) {
+        let disowned = &mut self.nodes[node].disowned_after;
+        *disowned = Some(disowned.map_or(last, |known| known.min(last)));
     }
 
     /// A primary learns that it is none any more: the operator starts it again as a secondary.
@@ -139,7 +146,8 @@ impl World {
             let is_known = self.model.check(&image, catalog, self.model.flushed);
             assert!(is_known, "a primary shows writes that its last crash dropped");
             self.model.adopt(&image, catalog, true);
-        } else {
+            self.disown(1 - node, recovered.coordinator.committed);
+        } else if self.nodes[node].disowned_after.is_none_or(|last| recovered.coordinator.committed <= last) {
             let keeps = self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
             let promised = if keeps { self.model.flushed_remote } else { 0 };
             self.model.check(&image, catalog, promised);

@@ -17,6 +17,9 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 1)]
     first: u64,
+    /// Show so many events before a broken rule.
+    #[arg(long, default_value_t = 50)]
+    events: usize,
     /// Go on after a broken rule.
     #[arg(long)]
     keep_going: bool,
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
     };
     let mut failed = 0;
     for seed in seeds {
-        match run(seed) {
+        match run(seed, arguments.events) {
             Ok(counts) => println!("seed {seed}: {counts:?}"),
             Err(failure) => {
                 println!("seed {seed}: BROKEN: {}", failure.rule);

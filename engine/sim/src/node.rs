@@ -23,6 +23,8 @@ pub(crate) struct Node {
     /// Counts the process's lives; events of an earlier one are void.
     pub life: u64,
     pub process: Option<Process>,
+    /// What it has after this CP was dropped elsewhere: its contents say nothing until it was sent back.
+    pub disowned_after: Option<CpNumber>,
 }
 
 /// A running process.

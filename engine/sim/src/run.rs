@@ -43,14 +43,13 @@ pub struct Failure {
     pub events: Vec<String>,
 }
 
-/// Plays a seed's history.
+/// Plays a seed's history; keeps the last `events_kept` events for the report.
 ///
 /// # Errors
 /// The rule that was broken.
-pub fn run(seed: u64) -> Result<Counts, Failure> {
-    let trace: Trace = Rc::new(RefCell::new(VecDeque::new()));
+pub fn run(seed: u64, events_kept: usize) -> Result<Counts, Failure> {
+    let trace = Trace { events: Rc::new(RefCell::new(VecDeque::new())), kept: events_kept.max(1) };
     let own = trace.clone();
-    let rule: Rc<RefCell<String>> = Rc::default();
     let played = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, own);
         world.play();
@@ -59,9 +58,9 @@ pub fn run(seed: u64) -> Result<Counts, Failure> {
     played.map_err(|cause| {
         let text = cause.downcast_ref::<String>().cloned();
         let text = text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        *rule.borrow_mut() = text.unwrap_or_else(|| "a panic without words".to_owned());
-        let events = trace.borrow().iter().cloned().collect();
-        Failure { seed, rule: rule.borrow().clone(), events }
+        let rule = text.unwrap_or_else(|| "a panic without words".to_owned());
+        let events = trace.events.borrow().iter().cloned().collect();
+        Failure { seed, rule, events }
     })
 }
 

@@ -130,6 +130,7 @@ impl World {
                 }
             }
             (TicketUse::Judge { .. }, Reply::Refused(refusal)) => self.refused(node, peer, &refusal),
+            (TicketUse::DialHello, Reply::Refused(Refusal::SessionEnding)) => {}
             (what, reply) => panic!("{what:?} was answered {reply:?}"),
         }
     }
@@ -144,6 +145,7 @@ impl World {
             return;
         }
         connection.sides[node].state = SideState::Up;
+        self.nodes[node].disowned_after = None;
         let hello = connection.sides[node].hello.clone();
         let buffers = &self.process(node).buffers;
         let lanes = (0..shards)

@@ -23,11 +23,15 @@ use crate::options::Options;
 use crate::random::Random;
 use crate::wire::{Connection, TicketUse, WireEvent};
 
-/// Events remembered for the report of a broken rule.
-const TRACE_EVENTS: usize = 60;
+/// Longest line of the report.
+const LINE_BYTES_MAX: usize = 400;
 
-/// The last events, shared with the runner.
-pub(crate) type Trace = Rc<RefCell<VecDeque<String>>>;
+/// The last events and how many of them are kept, shared with the runner.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace {
+    pub events: Rc<RefCell<VecDeque<String>>>,
+    pub kept: usize,
+}
 
 /// See the module.
 pub(crate) struct World {
@@ -229,14 +233,12 @@ impl World {
 
     /// Remembers a line for the report.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
-        let mut trace = self.trace.borrow_mut();
-        if trace.len() >= TRACE_EVENTS {
+        let mut trace = self.trace.events.borrow_mut();
+        if trace.len() >= self.trace.kept {
             trace.pop_front();
         }
         let mut line = line();
-        if line.len() > 300 {
-            line.truncate(line.floor_char_boundary(300));
-        }
+        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
         trace.push_back(format!("{:>12} {line}", self.now));
     }
 
@@ -297,5 +299,5 @@ fn new_node(options: &Options, role: Role) -> Node {
         disk.write_now(block.0, &bytes);
     }
     disk.flush_now();
-    Node { disk, role, life: 0, process: None }
+    Node { disk, role, life: 0, process: None, disowned_after: None }
 }

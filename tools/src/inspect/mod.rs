@@ -14,7 +14,8 @@ use twinpoint_core::geometry::Geometry;
 use twinpoint_core::superblock::Superblock;
 use twinpoint_core::units::{BLOCK_BYTES, CpNumber, DeviceBlock, ShardId};
 use twinpoint_runtime::device::{DeviceError, OpenMode, StoreFile};
-use twinpoint_runtime::store::{StoreError, recover_read_only, store_root};
+use twinpoint_core::coordinator::store_root;
+use twinpoint_runtime::store::{StoreError, recover_read_only};
 
 use crate::failure::Failure;
 use crate::outline::Outline;
@@ -161,7 +162,7 @@ fn recovery(verdict: &Result<twinpoint_core::recovery::Recovered, StoreError>) -
         ("state", Outline::text("whole")),
         ("committed", Outline::Number(image.committed.0)),
         ("base", Outline::Number(image.base.0)),
-        ("root", Outline::text(store_root(image))),
+        ("root", Outline::text(store_root(&image.roots))),
         ("shard_roots", Outline::list(image.roots.iter().map(Outline::text))),
         ("cut_off_from", Outline::optional(recovered.cut_off.map(|cp| cp.0))),
         ("volumes", structure::volumes(&image.catalog)),

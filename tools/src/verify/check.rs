@@ -9,7 +9,8 @@ use twinpoint_core::shard::ShardImage;
 use twinpoint_core::units::{BLOCK_BYTES, Checksum, Root};
 use twinpoint_runtime::device::StoreFile;
 use twinpoint_runtime::status::bytes_text;
-use twinpoint_runtime::store::{DeviceSource, store_root};
+use twinpoint_core::coordinator::store_root;
+use twinpoint_runtime::store::{DeviceSource};
 
 use super::NAMED_MAX;
 use super::blocks::{MappedBlock, for_each_run};
@@ -55,7 +56,7 @@ impl Check {
             ("term", Outline::Number(image.superblock.term.0)),
             ("cp", Outline::Number(image.committed.0)),
             ("base", Outline::Number(image.base.0)),
-            ("root", Outline::text(store_root(image))),
+            ("root", Outline::text(store_root(&image.roots))),
             ("shard_roots", Outline::list(image.roots.iter().map(Outline::text))),
             ("volumes", Outline::Number(image.catalog.volumes.len() as u64)),
             ("checked_blocks", Outline::Number(self.blocks)),

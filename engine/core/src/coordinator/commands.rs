@@ -14,6 +14,7 @@ use crate::units::{CpNumber, ShardSet, Term};
 impl Coordinator {
     pub(super) fn command(&mut self, ticket: Ticket, command: Command) {
         let result = match command {
+            Command::Hello if !self.serving => Err(Refusal::SessionEnding),
             Command::Hello => {
                 self.act(CoordinatorAction::Reply(ticket, Reply::Hello(Box::new(self.hello()))));
                 Ok(())
@@ -92,12 +93,13 @@ impl Coordinator {
 
     /// Opens the new term once the last session is over and all that was applied is durable.
     pub(super) fn finish_promotion(&mut self) {
-        let settled = self.peer.is_absent() && self.points.iter().all(|point| point.cp <= self.committed);
+        let settled = self.session_is_over() && self.points.iter().all(|point| point.cp <= self.committed);
         let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled) else { return };
         let last = self.committed;
         self.role = Role::Primary;
         self.open_history(Term(self.superblock.term.0 + 1));
         self.superblock.secondary = false;
+        self.superblock.deposed_by = None;
         self.superblock.alone_since = Some(last.next());
         self.superblock.base_given_up = false;
         self.write_superblock(Then::Promoted(ticket, last));

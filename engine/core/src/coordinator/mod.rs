@@ -27,6 +27,7 @@ use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term, Vo
 
 use peer::Peer;
 use points::Point;
+pub use points::store_root;
 use superblock_job::SuperblockJob;
 
 /// When a flush is answered (R5).
@@ -96,6 +97,8 @@ pub struct Coordinator {
     superblock_job: SuperblockJob,
     catalog: Catalog,
     failed: bool,
+    /// The superblock says that the store is in use, and in which history.
+    serving: bool,
     now: Instant,
     open_is_empty: bool,
 
@@ -170,7 +173,7 @@ pub struct CoordinatorStatus {
     pub lag_bytes: u64,
     /// Age of the oldest of them, in nanoseconds.
     pub lag_ns: u64,
-    /// The peer, in one word: none, connected, catching-up, absent, diverged.
+    /// The peer, in one word: none, connected, catching-up, absent, diverged, deposed.
     pub peer: &'static str,
     /// Carrying on without the peer since this CP.
     pub alone_since: Option<CpNumber>,
@@ -215,6 +218,7 @@ impl Coordinator {
             superblock_job: SuperblockJob::default(),
             catalog: image.catalog,
             failed: false,
+            serving: false,
             now,
             open_is_empty: true,
             io_next: 0,
@@ -267,7 +271,7 @@ impl Coordinator {
     /// Whether nothing of a session with the peer is left: another may begin.
     #[must_use]
     pub fn session_is_over(&self) -> bool {
-        self.peer.is_absent()
+        self.serving && self.peer.is_absent()
     }
 
     /// What the operator sees.
@@ -330,6 +334,7 @@ impl Coordinator {
 
     /// The superblock says that the store is in use: open the gate.
     fn serve(&mut self) {
+        self.serving = true;
         self.announce_commit();
         self.publish_catalog();
         if self.role == Role::Primary {
@@ -396,10 +401,15 @@ impl Coordinator {
 
     /// Sticky (R9): nothing is answered well any more until the store was opened again.
     fn fail(&mut self, what: &str) {
-        if std::mem::replace(&mut self.failed, true) {
-            return;
+        if !self.failed {
+            self.log(format!("store failed: {what}; no write is kept from now on. Check the device, then restart."));
+            self.stop_serving();
         }
-        self.log(format!("store failed: {what}; no write is kept from now on. Check the device, then restart."));
+    }
+
+    /// Answers every request as failed from now on.
+    fn stop_serving(&mut self) {
+        self.failed = true;
         for (_, tag) in std::mem::take(&mut self.flush_waiters) {
             self.act(CoordinatorAction::AnswerFlush(tag, false));
         }
@@ -410,7 +420,7 @@ impl Coordinator {
             self.refuse(ticket, Refusal::StoreFailed);
         }
         self.order_all(&Order::Fail);
-        self.act(CoordinatorAction::ClosePeer("this store failed".to_owned()));
+        self.act(CoordinatorAction::ClosePeer("this node no longer serves".to_owned()));
     }
 
     fn order_all(&mut self, order: &Order) {

@@ -114,7 +114,7 @@ impl Coordinator {
             self.close_peer("the primary opened another session");
         }
         let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
-        if !self.peer.is_absent() || points_under_way || self.promoting.is_some() || self.failed {
+        if !self.session_is_over() || points_under_way || self.promoting.is_some() || self.failed {
             self.refuse(ticket, Refusal::SessionEnding);
             return;
         }
@@ -137,6 +137,7 @@ impl Coordinator {
             self.superblock.history.clone_from(&theirs.history);
             self.superblock.paired = true;
             self.superblock.secondary = true;
+            self.superblock.deposed_by = None;
             self.write_superblock(Then::Hello(ticket));
         } else {
             self.answer_hello(ticket);
@@ -158,7 +159,7 @@ impl Coordinator {
         if let Some(cp) = self.peer.diverged {
             return Err(Refusal::RootDiffers(cp));
         }
-        if !self.peer.is_absent() || self.failed {
+        if !self.session_is_over() || self.failed {
             return Err(Refusal::SessionEnding);
         }
         let verdict = judge(&self.hello(), theirs);
@@ -171,7 +172,7 @@ impl Coordinator {
             ));
             self.write_superblock(Then::Nothing);
             self.pump_superblock();
-            self.fail("deposed");
+            self.stop_serving();
         }
         verdict
     }
@@ -381,6 +382,9 @@ impl Coordinator {
     }
 
     pub(super) fn peer_word(&self) -> &'static str {
+        if self.superblock.deposed_by.is_some() && self.role == Role::Primary {
+            return "deposed";
+        }
         match (self.peer.diverged, self.peer.state) {
             (Some(_), _) => "diverged",
             _ if !self.options.paired && self.role == Role::Primary => "none",

@@ -118,10 +118,9 @@ impl MapCheckpoint {
         }
         self.dirty_last = Some(key);
         self.dirty.insert(key);
-        if let Some(job) = &mut self.job {
-            if job.pending_set.remove(&key) {
-                job.saved.insert(key, encode(map, key));
-            }
+        if let Some(job) = self.job.as_mut().filter(|job| job.pending_set.contains(&key)) {
+            job.pending_set.remove(&key);
+            job.saved.insert(key, encode(map, key));
         }
     }
 

@@ -132,6 +132,9 @@ impl Stage {
         self.narrator.say("stopping the second node, and comparing the two stores block for block");
         second.stop(&self.narrator)?;
         let stores = Stores::verify(&self.twinpoint, self.buffered, &self.narrator)?;
+        if stores.second.0 == takeover.cp && stores.second.1 != takeover.root {
+            return Err(Trouble::Differs(trouble::Difference::Root(takeover.cp)));
+        }
         let tree = format!("{}: {} files, {} MiB", tree.name, tree.files, tree.bytes >> 20);
         let elapsed = self.narrator.elapsed();
         Ok(Summary { tree, primary, successor, common, stores, takeover, ledger, elapsed })
