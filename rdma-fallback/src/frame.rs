@@ -1,6 +1,6 @@
 //! The header of a frame: what the two ends of a wire say about the bytes that follow.
 //!
-//! Part of step 4 of the flow. The README of the crate draws it byte by byte.
+//! Part of step 4 of the flow. `docs/WIRE_FORMAT.md` draws it byte by byte.
 //!
 //! Invariants:
 //! - A decoded header keeps every limit of the contract, and its target lies inside the lent span.

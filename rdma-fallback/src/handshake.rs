@@ -1,6 +1,6 @@
 //! Handshake: two hosts agree on a version and prove to each other that they hold the same key.
 //!
-//! It comes before everything in the flow. The README of the crate draws it byte by byte.
+//! It comes before everything in the flow. `docs/WIRE_FORMAT.md` draws it byte by byte.
 //!
 //! Invariants:
 //! - The dialer proves first. A stranger learns magic, versions and a random number, and changes nothing.

@@ -116,7 +116,7 @@ fn garbage_on_the_control_socket() {
             json!({}),
             json!({ "command": "explode" }),
             json!({ "command": 7 }),
-            json!({ "command": "status", "more": 1 }),
+            json!({ "command": "promote", "more": 1 }),
             json!({ "command": "volume-create" }),
             json!({ "command": "volume-create", "name": "x", "size_bytes": -1 }),
             json!({ "command": "volume-create", "name": "", "size_bytes": 4096 }),
@@ -206,15 +206,14 @@ fn a_key_that_cannot_be_used_is_refused_with_one_line() {
         fs::write(&key, bytes).expect("the key can be written");
         fs::set_permissions(&key, Permissions::from_mode(mode)).expect("the mode can be set");
     };
-    let mut contents_and_words: Vec<(Vec<u8>, u32, &str)> = vec![
+    let cases = [
         (good.clone(), 0o644, "600"),
         (good.clone(), 0o640, "600"),
         (Vec::new(), 0o600, "key"),
         (good[..10].to_vec(), 0o600, "key"),
         (vec![0xff; 100_000], 0o600, "key"),
     ];
-    contents_and_words.push((vec![b'z'; good.len()], 0o600, "key"));
-    for (bytes, mode, word) in contents_and_words {
+    for (bytes, mode, word) in cases {
         write(&bytes, mode);
         assert_refused(&pair, word);
     }
@@ -249,7 +248,7 @@ fn a_peer_with_another_key_is_refused_and_changes_nothing() {
     let stranger = Node::start(&pair.files[1], &flags);
     let before = stranger.status();
     let lines = pair.files[0].log_text().lines().count();
-    pair.start_and_wait(0);
+    pair.start(0);
     let good = GoodClient::start(pair.primary());
     std::thread::sleep(Duration::from_secs(4));
     good.assert_works();
@@ -306,7 +305,6 @@ fn refused_store(name: &'static str, words: &str, change: impl Fn(&mut Vec<Strin
     pair.start(1);
     pair.start(0);
     pair.create_volume(VOLUME, pair.plan.volume_bytes);
-    pair.wait_readable();
     let good = GoodClient::start(pair.primary());
     std::thread::sleep(Duration::from_secs(6));
     good.assert_works();

@@ -205,7 +205,7 @@ impl Run {
                 let record = load.finish();
                 self.verify_the_dead(primary);
                 self.pause(0, 100);
-                self.pair.start_and_wait(primary);
+                self.pair.start(primary);
                 (record, Promise::Flushed)
             }
             Victim::Secondary => {
@@ -213,7 +213,7 @@ impl Run {
                 // Sometimes longer than the peer's timeout: a primary that may then carries on alone.
                 let most = if self.random.percent(50) { 200 } else { 1600 };
                 self.pause(0, most);
-                self.pair.start_and_wait(secondary);
+                self.pair.start(secondary);
                 self.pause(20, 200);
                 (load.finish(), Promise::Answered)
             }
@@ -225,9 +225,9 @@ impl Run {
                 let record = load.finish();
                 self.verify_the_dead(secondary);
                 let first = if self.random.percent(50) { primary } else { secondary };
-                self.pair.start_and_wait(first);
+                self.pair.start(first);
                 self.pause(0, 200);
-                self.pair.start_and_wait(1 - first);
+                self.pair.start(1 - first);
                 (record, Promise::Flushed)
             }
         };
@@ -247,7 +247,6 @@ impl Run {
         let record = load.finish();
         let promotion = self.pair.promote();
         let promise = if replication == "async" { Promise::Cut } else { Promise::Flushed };
-        self.pair.wait_readable();
         let verdict = self.judge(&record, promise);
         self.tell(&record, verdict);
         if replication == "async" {
@@ -293,7 +292,7 @@ impl Run {
     fn old_primary_returns(&mut self, old: usize) -> bool {
         self.verify_the_dead(old);
         let bytes = contents_hash(&self.pair.store_path(old));
-        self.pair.start_and_wait(old);
+        self.pair.start(old);
         let refused = "of an older term that this primary never had";
         let deadline = Instant::now() + CATCH_UP_TIME_MAX;
         while Instant::now() < deadline {
@@ -342,9 +341,9 @@ impl Run {
         self.pair.assert_no_panic();
         let (primary, paired) = (self.pair.primary_index(), self.pair.plan.paired);
         if paired {
-            self.pair.start_and_wait(1 - primary);
+            self.pair.start(1 - primary);
         }
-        self.pair.start_and_wait(primary);
+        self.pair.start(primary);
         let image = self.pair.image().unwrap_or_else(|text| panic!("{}: {text}", self.label));
         assert!(image == self.image, "{}: the volume changed over a stop in order", self.label);
     }

@@ -37,7 +37,7 @@ fn never_b_without_a_after_a_restart() {
     let mut sent = Sent::default();
     for round in 0..ROUNDS {
         let written = write_until_killed(&mut pair, &mut random, &mut sent);
-        pair.start_and_wait(0);
+        pair.start(0);
         let left = check_prefixes(&pair, &sent);
         println!("round {round}: {written} pairs, {left} writes survived in the writers' order");
         sent.continue_after(&pair);
@@ -56,7 +56,6 @@ fn never_b_without_a_after_a_promotion() {
         let mut sent = Sent::default();
         let written = write_until_killed(&mut pair, &mut random, &mut sent);
         pair.promote();
-        pair.wait_readable();
         let left = check_prefixes(&pair, &sent);
         println!("{replication}: {written} pairs, {left} writes survived in the writers' order");
         pair.assert_no_panic();

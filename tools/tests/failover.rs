@@ -33,7 +33,6 @@ fn fail_over(name: &'static str, replication: &'static str) {
     pair.kill(0);
 
     pair.promote();
-    pair.wait_readable();
     let target = pair.space.path("out.img").display().to_string();
     let copy_out = [pair.primary().uri(VOLUME), target.clone()];
     let copy_out = copy_out.each_ref().map(String::as_str);

@@ -107,7 +107,7 @@ fn fio_random(pair: &Pair) {
 }
 
 fn fio_mixed_sizes(pair: &Pair) {
-    let mixed = ["--rw=randwrite", "--bsrange=512-256k", "--blockalign=512", "--bs_unaligned=1"];
+    let mixed = ["--rw=randwrite", "--bsrange=512-256k", "--blockalign=512"];
     fio(pair, "mixed", &[&mixed[..], &["--size=24m", "--iodepth=16", "--randseed=11"]].concat());
     let odd = ["--rw=randrw", "--bssplit=512/20:1536/20:4k/20:7k/20:64k/10:256k/10"];
     fio(pair, "odd", &[&odd[..], &["--blockalign=512", "--size=24m", "--iodepth=8"]].concat());
@@ -161,8 +161,12 @@ fn qemu_io_step(random: &mut Random, model: &mut Model) -> Vec<String> {
         1 => REQUEST_BYTES * (1 + random.below(volume_bytes / REQUEST_BYTES - 1)),
         _ => random.below(volume_bytes),
     };
-    let offset = border.saturating_sub(random.below(length + 1)).min(volume_bytes - length);
     let kind = random.below(10);
+    // A discard is not filled up to sectors by the client, so it has to have whole ones.
+    let grain = if kind == 9 { 512 } else { 1 };
+    let length = length.next_multiple_of(grain);
+    let offset = border.saturating_sub(random.below(length + 1)).min(volume_bytes - length);
+    let offset = offset / grain * grain;
     if kind < 6 {
         let pattern = 1 + random.below(255) as u8;
         model.set(offset, length, Some(pattern));
@@ -180,7 +184,7 @@ fn qemu_io_step(random: &mut Random, model: &mut Model) -> Vec<String> {
     let whole = (offset.next_multiple_of(4096), (offset + length) / 4096 * 4096);
     model.set(offset, length, None);
     let mut commands = vec![format!("discard {offset} {length}")];
-    if whole.0 < whole.1 && offset % 512 == 0 && length % 512 == 0 {
+    if whole.0 < whole.1 {
         model.set(whole.0, whole.1 - whole.0, Some(0));
         commands.push(format!("read -P 0 {} {}", whole.0, whole.1 - whole.0));
     }

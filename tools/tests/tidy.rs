@@ -113,9 +113,9 @@ fn sources() -> Vec<Source> {
     let root = root();
     let (mut sources, mut waiting) = (Vec::new(), vec![root.clone()]);
     while let Some(folder) = waiting.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        for entry in fs::read_dir(&folder).expect("the repository can be read") {
+            let path = entry.expect("the repository can be read").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() {
                 if !matches!(name.as_str(), "target" | ".git" | "results") {
                     waiting.push(path);
@@ -123,7 +123,8 @@ fn sources() -> Vec<Source> {
             } else if is_written(&name) {
                 let text = fs::read_to_string(&path);
                 let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-                let path = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+                let path = path.strip_prefix(&root).expect("the walk stays under the root");
+                let path = path.to_string_lossy().into_owned();
                 sources.push(Source { path, text });
             }
         }

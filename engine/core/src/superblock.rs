@@ -175,6 +175,19 @@ impl Superblock {
         Ok(superblock)
     }
 
+    /// What comes after CP `last` is another history than what may have come after it before: in a new term, or in the
+    /// same one if its primary did not stop cleanly. Starts after `last`, heard of from a primary that was further, are
+    /// not this store's.
+    pub fn open_history(&mut self, term: Term, last: CpNumber) {
+        let first = last.next();
+        self.term = term;
+        self.history.retain(|start| start.first <= first);
+        self.history.push(TermStart { term, first });
+        if self.history.len() > HISTORY_MAX {
+            self.history.remove(0);
+        }
+    }
+
     /// Of two copies takes the valid one with the higher sequence, and tells which is to be
     /// written again.
     ///

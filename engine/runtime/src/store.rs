@@ -11,16 +11,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use twinpoint_core::coordinator::{
-    Coordinator, CoordinatorImage, CoordinatorOptions, OnPeerLoss, Replication,
-};
+use twinpoint_core::coordinator::store_root;
 use twinpoint_core::geometry::{Geometry, GeometryError};
 use twinpoint_core::limits::HISTORY_MAX;
-use twinpoint_core::message::Role;
 use twinpoint_core::recovery::{self, BlockSource, ReadFailed, Recovered, RecoveryError};
 use twinpoint_core::superblock::{Superblock, TermStart};
 use twinpoint_core::units::{
-    BLOCK_BYTES, Checksum, CpNumber, DeviceBlock, Instant, Root, StoreId, Term,
+    BLOCK_BYTES, Checksum, CpNumber, DeviceBlock, Root, StoreId, Term,
 };
 
 use crate::device::{Caching, DeviceError, OpenMode, Prefill, StoreFile};

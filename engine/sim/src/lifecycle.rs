@@ -85,7 +85,8 @@ impl World {
 
     /// The operator promotes a secondary whose primary is dead.
     pub fn promote(&mut self, node: usize, force: bool) {
-        if self.is_alive(node) && !self.is_alive(1 - node) && !self.is_primary(node) {
+        let is_fit = self.is_alive(node) && !self.is_alive(1 - node) && !self.nodes[node].is_outdated;
+        if is_fit && !self.is_primary(node) {
             self.ask(node, TicketUse::Promote, Command::Promote { force });
         }
     }
@@ -109,6 +110,7 @@ impl World {
         self.model.adopt(&image, &recovered.coordinator.catalog, false);
         self.model.flushed = self.model.flushed_remote;
         self.disown(1 - node, last);
+        self.nodes[1 - node].is_outdated = true;
     }
 
     /// What a node has after `last` is no longer part of the history.

@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub process: Option<Process>,
     /// What it has after this CP was dropped elsewhere: its contents say nothing until it was sent back.
     pub disowned_after: Option<CpNumber>,
+    /// The other one was promoted and this one has not followed it yet: promoting it too would open one term twice.
+    pub is_outdated: bool,
 }
 
 /// A running process.

@@ -146,6 +146,7 @@ impl World {
         }
         connection.sides[node].state = SideState::Up;
         self.nodes[node].disowned_after = None;
+        self.nodes[node].is_outdated = false;
         let hello = connection.sides[node].hello.clone();
         let buffers = &self.process(node).buffers;
         let lanes = (0..shards)

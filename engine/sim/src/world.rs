@@ -299,5 +299,5 @@ fn new_node(options: &Options, role: Role) -> Node {
         disk.write_now(block.0, &bytes);
     }
     disk.flush_now();
-    Node { disk, role, life: 0, process: None, disowned_after: None }
+    Node { disk, role, life: 0, process: None, disowned_after: None, is_outdated: false }
 }

@@ -20,9 +20,6 @@ use super::time_limit::{SharedChild, end_child, note_child};
 /// How long a node may take to be ready, or to stop.
 pub const NODE_TIME_MAX: Duration = Duration::from_secs(40);
 
-/// How long the kernel may keep the store of a killed node open: it ends io_uring's work after the process.
-pub const RELEASE_TIME_MAX: Duration = Duration::from_secs(5);
-
 /// A running node.
 pub struct Node {
     child: SharedChild,
@@ -87,16 +84,9 @@ impl Node {
     /// # Panics
     /// If it does not become ready.
     pub fn start(files: &NodeFiles, flags: &[String]) -> Node {
-        let deadline = Instant::now() + RELEASE_TIME_MAX;
-        loop {
-            match Node::try_start(files, flags) {
-                Ok(node) => return node,
-                Err(outcome) if outcome.is_in_use() && Instant::now() < deadline => {}
-                Err(outcome) => {
-                    panic!("{} does not start: {outcome}\n{}", files.name, files.log_end())
-                }
-            }
-        }
+        Node::try_start(files, flags).unwrap_or_else(|outcome| {
+            panic!("{} does not start: {outcome}\n{}", files.name, files.log_end())
+        })
     }
 
     /// The same, for a node that may be refused: what it came to then.

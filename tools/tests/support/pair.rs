@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::node::{NODE_TIME_MAX, Node, NodeFiles, RELEASE_TIME_MAX};
-use super::programs::{Outcome, twinpoint};
+use super::node::{NODE_TIME_MAX, Node, NodeFiles};
+use super::programs::twinpoint;
 use super::sector::{SECTOR_BYTES, Sector};
 use super::space::Space;
-use super::{load, sector};
+use super::load;
 
 /// The volume of the pair.
 pub const VOLUME: &str = "disk";
@@ -118,14 +118,6 @@ impl Pair {
         self.nodes[index] = Some(Node::start(&self.files[index], &self.serve_flags(index, role)));
     }
 
-    /// Starts a node, and waits until the volume can be read if it is the primary.
-    pub fn start_and_wait(&mut self, index: usize) {
-        self.start(index);
-        if index == self.primary {
-            self.wait_readable();
-        }
-    }
-
     /// The flags of `serve` for a node in a role, besides its paths.
     pub fn serve_flags(&self, index: usize, role: &str) -> Vec<String> {
         let mut all = flags(&["--role", role]);
@@ -209,9 +201,15 @@ impl Pair {
     pub fn promote(&mut self) -> Value {
         let index = 1 - self.primary;
         let control = self.files[index].control.display().to_string();
-        let is_early = |outcome: &Outcome| outcome.stderr.contains("primary-connected");
-        let promote = || twinpoint(&["promote", "--control", &control, "--json"]);
-        let reply = retry_while(is_early, promote).success();
+        let deadline = Instant::now() + NODE_TIME_MAX;
+        let reply = loop {
+            let outcome = twinpoint(&["promote", "--control", &control, "--json"]);
+            let is_early = outcome.stderr.contains("primary-connected");
+            if !is_early || Instant::now() > deadline {
+                break outcome.success();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
         self.primary = index;
         serde_json::from_str(&reply).expect("promote prints JSON")
     }
@@ -269,22 +267,7 @@ impl Pair {
     #[track_caller]
     pub fn verify_one(&self, index: usize) {
         let path = self.store_path(index);
-        retry_while(Outcome::is_in_use, || twinpoint(&["verify", &path])).success();
-    }
-
-    /// Waits until the volume can be opened on the primary and a read is answered.
-    pub fn wait_readable(&self) {
-        let deadline = Instant::now() + NODE_TIME_MAX;
-        loop {
-            let client = super::nbd_client::NbdClient::connect(&self.primary().files().nbd, VOLUME);
-            match client.and_then(|mut client| client.read(0, sector::SECTOR_BYTES)) {
-                Ok(_) => return,
-                Err(error) if Instant::now() > deadline => {
-                    panic!("the volume cannot be read: {error}; {}", self.primary().files().log_end())
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
+        twinpoint(&["verify", &path]).success();
     }
 
     /// Both logs, for messages.
@@ -296,18 +279,6 @@ impl Pair {
     #[track_caller]
     pub fn assert_no_panic(&self) {
         self.files.iter().for_each(NodeFiles::assert_no_panic);
-    }
-}
-
-/// What a program comes to that is tried again, for a few seconds, while it comes to something that passes.
-fn retry_while(passes: impl Fn(&Outcome) -> bool, attempt: impl Fn() -> Outcome) -> Outcome {
-    let deadline = Instant::now() + RELEASE_TIME_MAX;
-    loop {
-        let outcome = attempt();
-        if !passes(&outcome) || Instant::now() > deadline {
-            return outcome;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

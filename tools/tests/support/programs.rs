@@ -28,9 +28,21 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { what, code, stdout, stderr } = self;
-        write!(f, "{what}\nexit code: {code:?}\nstdout: {stdout}\nstderr: {stderr}")
+        let [what, stdout, stderr] = [&self.what, &self.stdout, &self.stderr].map(|text| clip(text));
+        write!(f, "{what}\nexit code: {:?}\nstdout: {stdout}\nstderr: {stderr}", self.code)
     }
+}
+
+/// The beginning and the end of a long text.
+fn clip(text: &str) -> String {
+    const PART: usize = 1500;
+    let characters = text.chars().count();
+    if characters <= 2 * PART {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(PART).collect();
+    let end: String = text.chars().skip(characters - PART).collect();
+    format!("{start}\n...\n{end}")
 }
 
 impl Outcome {
@@ -39,11 +51,6 @@ impl Outcome {
     pub fn success(self) -> String {
         assert_eq!(self.code, Some(0), "{self}");
         self.stdout
-    }
-
-    /// Whether a store could not be had because another process has it.
-    pub fn is_in_use(&self) -> bool {
-        self.code == Some(6) && self.stderr.contains("in use")
     }
 
     /// Checks that the program failed with this code, and with one line on standard error. Gives the line.

@@ -97,7 +97,7 @@ impl Coordinator {
         let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled) else { return };
         let last = self.committed;
         self.role = Role::Primary;
-        self.open_history(Term(self.superblock.term.0 + 1));
+        self.superblock.open_history(Term(self.superblock.term.0 + 1), last);
         self.superblock.secondary = false;
         self.superblock.deposed_by = None;
         self.superblock.alone_since = Some(last.next());

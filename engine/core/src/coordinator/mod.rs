@@ -19,11 +19,10 @@ use std::collections::VecDeque;
 
 use crate::catalog::Catalog;
 use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply, Report, Ticket};
-use crate::limits::HISTORY_MAX;
 use crate::message::Role;
 use crate::request::Tag;
-use crate::superblock::{Superblock, TermStart};
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term, VolumeId};
+use crate::superblock::Superblock;
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, VolumeId};
 
 use peer::Peer;
 use points::Point;
@@ -313,23 +312,13 @@ impl Coordinator {
         if self.role == Role::Primary {
             if self.superblock.paired && !self.superblock.clean {
                 // CPs after this one may have reached the peer and are lost here: its history ends before them.
-                self.open_history(self.superblock.term);
+                self.superblock.open_history(self.superblock.term, self.committed);
             }
             self.superblock.secondary = false;
         }
         // From now on the store is in use: a stop that is not clean shows.
         self.superblock.clean = false;
         self.write_superblock(superblock_job::Then::Serve);
-    }
-
-    /// What comes after the last committed CP is another history than what may have come after it before.
-    fn open_history(&mut self, term: Term) {
-        let first = self.committed.next();
-        self.superblock.term = term;
-        self.superblock.history.push(TermStart { term, first });
-        if self.superblock.history.len() > HISTORY_MAX {
-            self.superblock.history.remove(0);
-        }
     }
 
     /// The superblock says that the store is in use: open the gate.
