@@ -185,12 +185,7 @@ impl NodeProcess {
         let mut line = String::new();
         // An error leaves the line empty, which is none that a child says.
         _ = BufReader::new(stdout).read_line(&mut line);
-        let mut process = NodeProcess {
-            child,
-            stdin,
-            address: String::new(),
-            control: arguments.control.clone(),
-        };
+        let mut process = NodeProcess { child, stdin, address: String::new() };
         match line.trim_end().split_once(' ') {
             Some((READY, address)) => address.clone_into(&mut process.address),
             _ => {

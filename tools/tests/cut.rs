@@ -28,6 +28,8 @@ const BLOCK_BYTES: u64 = BLOCK_SECTORS * SECTOR_BYTES as u64;
 const STRIPE_BYTES: u64 = 2 << 20;
 /// Pairs answered before a kill, at least.
 const PAIRS_MIN: u64 = 2000;
+/// CPs committed meanwhile, at least.
+const POINTS_MIN: u64 = 5;
 
 #[test]
 fn never_b_without_a_after_a_restart() {
@@ -114,9 +116,11 @@ fn write_until_killed(pair: &mut Pair, random: &mut Random, sent: &mut Sent) -> 
     let writers: Vec<JoinHandle<()>> = sent.next.iter().enumerate().map(start).collect();
     let done = || sent.next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() - before;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while done() < 2 * PAIRS_MIN {
+    let committed = |pair: &Pair| pair.primary().status()["cp"]["local"].as_u64();
+    let points = committed(pair).map(|before| before + POINTS_MIN);
+    while done() < 2 * PAIRS_MIN || committed(pair) < points {
         assert!(Instant::now() < deadline, "{} writes in 30 s; {}", done(), pair.logs());
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(random.milliseconds(0, 50));
     pair.kill(0);

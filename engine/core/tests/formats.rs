@@ -405,7 +405,7 @@ prop_compose! {
             alone_since: alone_since.map(CpNumber),
             base_given_up: flags[1],
             deposed_by: deposed_by.map(Term),
-            secondary: paired,
+            secondary: flags[0],
             clean: flags[2],
         }
     }

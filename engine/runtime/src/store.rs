@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use twinpoint_core::coordinator::store_root;
 use twinpoint_core::geometry::{Geometry, GeometryError};
-use twinpoint_core::limits::HISTORY_MAX;
 use twinpoint_core::recovery::{self, BlockSource, ReadFailed, Recovered, RecoveryError};
 use twinpoint_core::superblock::{Superblock, TermStart};
 use twinpoint_core::units::{
@@ -171,11 +170,7 @@ pub fn promote(store: &StoreFile) -> Result<Promotion, StoreError> {
     let newest = superblock.deposed_by.map_or(superblock.term, |other| other.max(superblock.term));
     let term = Term(newest.0 + 1);
     superblock.sequence += 1;
-    superblock.term = term;
-    superblock.history.push(TermStart { term, first: last.next() });
-    if superblock.history.len() > HISTORY_MAX {
-        superblock.history.remove(0);
-    }
+    superblock.open_history(term, last);
     superblock.secondary = false;
     superblock.deposed_by = None;
     superblock.alone_since = Some(last.next());

@@ -86,7 +86,10 @@ impl World {
             CoordinatorAction::Reply(ticket, reply) => self.reply(node, ticket, reply),
             CoordinatorAction::PeerPost(message) => self.peer_post(node, message),
             CoordinatorAction::ClosePeer(reason) => self.close_peer(node, &reason),
-            CoordinatorAction::Hold(hold) => self.process(node).holds = hold,
+            CoordinatorAction::Hold(hold) => {
+                self.counts.holds += u64::from(hold);
+                self.process(node).holds = hold;
+            }
             CoordinatorAction::Timing { .. } => self.counts.points += 1,
             CoordinatorAction::Confirmed { .. } => {}
             CoordinatorAction::Restart(cp) => self.go_back(node, cp),

@@ -129,6 +129,7 @@ impl World {
     /// Nobody can mend the pair.
     pub fn pair_broke(&mut self, refusal: &Refusal) {
         self.note(|| format!("the pair is broken: {refusal:?}"));
+        self.counts.broken_pairs += u64::from(!self.is_pair_broken);
         self.is_pair_broken = true;
     }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use twinpoint_sim::run;
+use twinpoint_sim::{Counts, run};
 
 /// Plays histories of a pair of stores in virtual time and checks the rules of commit.
 #[derive(Parser)]
@@ -37,9 +37,13 @@ fn main() -> ExitCode {
         None => arguments.first..=arguments.first + arguments.seeds.saturating_sub(1),
     };
     let mut failed = 0;
+    let mut all = Counts::default();
     for seed in seeds {
         match run(seed, arguments.events) {
-            Ok(counts) => println!("seed {seed}: {counts:?}"),
+            Ok(counts) => {
+                println!("seed {seed}: {counts:?}");
+                all += counts;
+            }
             Err(failure) => {
                 println!("seed {seed}: BROKEN: {}", failure.rule);
                 failed += 1;
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!("all: {all:?}");
     if failed > 0 {
         println!("{failed} seeds failed");
         return ExitCode::FAILURE;

@@ -140,7 +140,10 @@ impl World {
         let delay_ns = self.options.disk_delay_ns;
         match action {
             ShardAction::Answer(answer) => self.answered(node, shard, answer),
-            ShardAction::Readmit(request) => self.admit(node, shard, request),
+            ShardAction::Readmit(request) => {
+                self.counts.readmissions += 1;
+                self.admit(node, shard, request);
+            }
             ShardAction::WriteData { io, block, buffers } => {
                 let contents = buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
                 let kind = Kind::WriteData { buffers };
@@ -155,6 +158,8 @@ impl World {
                 now.push_back(Immediate::Verified(io, if good { Ok(()) } else { Err(IoFailure::Checksum) }));
             }
             ShardAction::WriteMetadata { io, block, bytes } => {
+                let is_header = self.options.geometry.header_copies(shard).contains(&block);
+                self.counts.headers += u64::from(is_header);
                 let kind = Kind::WriteMetadata;
                 let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
                 self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
@@ -166,6 +171,7 @@ impl World {
                 self.nodes[node].disk.begin_read(id, block.0, count);
             }
             ShardAction::ReadMetadata { io, block, count } => {
+                self.counts.catch_ups += 1;
                 let operation = Operation { shard: Some(shard), io, kind: Kind::ReadMetadata };
                 let id = self.begin_operation(node, delay_ns, operation);
                 self.nodes[node].disk.begin_read(id, block.0, u64::from(count));

@@ -31,9 +31,12 @@ struct Side {
     hello: Hello,
     state: SideState,
     open_lanes: Vec<bool>,
-    held_lane: Vec<VecDeque<(Vec<u8>, Option<(BufferId, Vec<Block>)>)>>,
+    held_lane: Vec<VecDeque<Arrived>>,
     held_control: VecDeque<Vec<u8>>,
 }
+
+/// A lane's message and, if it has any, the placed bytes and where they go.
+type Arrived = (Vec<u8>, Option<(BufferId, Vec<Block>)>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum SideState {
@@ -314,7 +317,7 @@ impl World {
 
     /// The operator drops what only the returning store has.
     fn drop_branch(&mut self, node: usize, common: CpNumber) {
-        self.counts.rewinds += 1;
+        self.counts.branches += 1;
         self.kill(node, false);
         self.soon(100_000, Event::Start(node, Some(common)));
     }

@@ -77,12 +77,47 @@ pub struct Counts {
     pub promotions: u64,
     /// Sessions begun.
     pub sessions: u64,
-    /// Map checkpoints seen: headers that were newer after a crash are not counted.
+    /// Requests answered with no space.
     pub no_space: u64,
     /// Secondaries sent back to an older CP.
     pub rewinds: u64,
+    /// Returning primaries whose own CPs an operator dropped.
+    pub branches: u64,
+    /// Bases given up, or pairs that cannot be mended otherwise.
+    pub broken_pairs: u64,
+    /// Shard headers written, two for each map checkpoint.
+    pub headers: u64,
+    /// CPs read back from a store for a peer that fell behind.
+    pub catch_ups: u64,
+    /// Requests that waited and were admitted again.
+    pub readmissions: u64,
+    /// Times that writers were held.
+    pub holds: u64,
+    /// Device failures.
+    pub device_failures: u64,
     /// Images checked.
     pub images: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Counts) {
+        self.events += other.events;
+        self.commands += other.commands;
+        self.points += other.points;
+        self.crashes += other.crashes;
+        self.promotions += other.promotions;
+        self.sessions += other.sessions;
+        self.no_space += other.no_space;
+        self.rewinds += other.rewinds;
+        self.branches += other.branches;
+        self.broken_pairs += other.broken_pairs;
+        self.headers += other.headers;
+        self.catch_ups += other.catch_ups;
+        self.readmissions += other.readmissions;
+        self.holds += other.holds;
+        self.device_failures += other.device_failures;
+        self.images += other.images;
+    }
 }
 
 /// Something that will happen.
