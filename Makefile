@@ -57,7 +57,7 @@ loom: ## every interleaving of the ring between threads
 
 doc: ## the documentation of the code, warnings denied
 	$(call say,documentation)
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 
 bench: setup ## measure, and write the result under bench/results/
 	$(CARGO) run --release --locked --package twinpoint-bench -- run $(BENCH)

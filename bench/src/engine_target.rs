@@ -38,7 +38,8 @@ impl Target for EngineTarget {
         self.poll(ended)?;
         let until = Instant::now() + POLL;
         while ended.len() == before && Instant::now() < until {
-            std::hint::spin_loop();
+            // The worker may have been put on the same core: then only giving way brings the answer.
+            std::thread::yield_now();
             self.poll(ended)?;
         }
         if ended.len() == before {

@@ -244,6 +244,7 @@ mod tests {
 
         fn flush(&mut self, id: usize) -> Result<bool, Failure> {
             self.under_way.push(id);
+            self.most = self.most.max(self.under_way.len());
             self.log.push(None);
             Ok(true)
         }

@@ -1,12 +1,14 @@
 //! One node in a process of its own, as the secondary of a pair or behind NBD.
 //!
 //! Invariants: the child ends when its parent does, because its standard input ends; it says one line, `ready` and the
-//! address at which it listens, when it serves.
+//! address at which it listens, when it serves; a child that ends by itself ends the run, which would wait for it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -158,6 +160,8 @@ pub struct NodeProcess {
     child: Child,
     /// Closed to end the child.
     stdin: Option<ChildStdin>,
+    /// It is meant to end.
+    ending: Arc<AtomicBool>,
     /// Where it listens for a primary.
     pub address: String,
 }
@@ -184,8 +188,11 @@ impl NodeProcess {
         let stdout = child.stdout.take().expect("it was asked for");
         let mut line = String::new();
         // An error leaves the line empty, which is none that a child says.
-        _ = BufReader::new(stdout).read_line(&mut line);
-        let mut process = NodeProcess { child, stdin, address: String::new() };
+        let mut stdout = BufReader::new(stdout);
+        _ = stdout.read_line(&mut line);
+        let ending = Arc::new(AtomicBool::new(false));
+        let is_meant = Arc::clone(&ending);
+        let mut process = NodeProcess { child, stdin, ending, address: String::new() };
         match line.trim_end().split_once(' ') {
             Some((READY, address)) => address.clone_into(&mut process.address),
             _ => {
@@ -194,6 +201,15 @@ impl NodeProcess {
                 return Err(Failure::NodeProcess(log));
             }
         }
+        std::thread::spawn(move || {
+            // It says nothing more; this ends when the child does.
+            _ = stdout.read_to_end(&mut Vec::new());
+            if !is_meant.load(Ordering::SeqCst) {
+                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+                eprintln!("twinpoint-bench: {}", Failure::NodeProcess(log));
+                std::process::exit(1);
+            }
+        });
         Ok(process)
     }
 
@@ -203,6 +219,7 @@ impl NodeProcess {
     }
 
     fn end(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
         drop(self.stdin.take());
         let deadline = Instant::now() + END_LIMIT;
         while matches!(self.child.try_wait(), Ok(None)) {

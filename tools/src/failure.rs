@@ -107,7 +107,10 @@ impl From<StoreError> for Failure {
                          the path, or make a store with `twinpoint format`",
                         path.display()
                     )
-                } else if matches!(cause, RecoveryError::BeforeCheckpoint(_)) {
+                } else if matches!(
+                    cause,
+                    RecoveryError::BeforeCheckpoint(_) | RecoveryError::BeforeBase(..)
+                ) {
                     format!("{error}: it cannot go back so far")
                 } else {
                     format!("{error}: see `twinpoint inspect`, and use the other store of the pair")

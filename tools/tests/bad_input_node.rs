@@ -8,24 +8,19 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use support::nbd_client::NbdClient;
+use support::good_client::GoodClient;
 use support::node::{Node, NodeFiles, ask};
 use support::pair::{Pair, PairPlan, VOLUME, flags};
 use support::programs::{client, twinpoint};
 use support::random::Random;
-use support::sector::{self, BLOCK_SECTORS, SECTOR_BYTES};
+use support::stranger::{command, cut_short, disturb, drain, go_data, noise, opened, option};
 use support::time_limit::TimeLimit;
 
 const TIME_MAX: Duration = Duration::from_secs(180);
-
 
 #[test]
 fn garbage_on_the_nbd_socket() {
@@ -40,7 +35,10 @@ fn garbage_on_the_nbd_socket() {
         disturb(&socket, &greeted(&noise(&mut random, 3000)));
         disturb(&socket, &greeted(&option(random.below(20) as u32, &noise(&mut random, 300))));
         disturb(&socket, &greeted(&cut_short(&mut random, &option(7, &go_data()))));
-        disturb(&socket, &greeted(&[&option(7, &go_data())[..], &noise(&mut random, 3000)].concat()));
+        disturb(
+            &socket,
+            &greeted(&[&option(7, &go_data())[..], &noise(&mut random, 3000)].concat()),
+        );
     }
     let oversize = [&b"IHAVEOPT"[..], &7_u32.to_be_bytes(), &u32::MAX.to_be_bytes()].concat();
     disturb(&socket, &greeted(&oversize));
@@ -68,7 +66,15 @@ fn bad_commands(pair: &Pair, random: &mut Random) {
         stream.write_all(&option(7, &go_data())).expect("the node takes options");
         stream
     };
-    let ranges = [(0, u32::MAX), (u64::MAX, 512), (u64::MAX - 511, 1024), (size, 512), (size - 512, 1024), (0, 0), (1, 3)];
+    let ranges = [
+        (0, u32::MAX),
+        (u64::MAX, 512),
+        (u64::MAX - 511, 1024),
+        (size, 512),
+        (size - 512, 1024),
+        (0, 0),
+        (1, 3),
+    ];
     for kind in [0, 1, 3, 4, 6, 7, 99, 0xffff] {
         for (offset, length) in ranges {
             let mut stream = begin();
@@ -170,7 +176,9 @@ fn garbage_on_the_wire_socket() {
                 0 => noise(&mut random, 5000),
                 1 => vec![0; random.below(5000) as usize],
                 2 => vec![0xff; random.below(5000) as usize],
-                _ => [&(random.below(64) as u32).to_le_bytes()[..], &noise(&mut random, 64)].concat(),
+                _ => {
+                    [&(random.below(64) as u32).to_le_bytes()[..], &noise(&mut random, 64)].concat()
+                }
             };
             let mut stream = TcpStream::connect(&listen).expect("the node listens");
             // The node may hang up while we still talk.
@@ -341,71 +349,14 @@ fn the_ready_line_tells_the_ports_that_the_kernel_chose() {
     let ready = node.ready().clone();
     let listen = ready["listen"].as_str().expect("an address").to_owned();
     TcpStream::connect(&listen).unwrap_or_else(|error| panic!("{listen}: {error}"));
-    let nbd: Vec<&str> = ready["nbd"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let nbd: Vec<&str> =
+        ready["nbd"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     let tcp = nbd.iter().find(|address| !address.starts_with("unix:")).expect("a TCP address");
     let uri = format!("nbd://{tcp}/{VOLUME}");
     let size = client("nbdinfo", "libnbd-bin", &["--size", &uri], pair.space.folder()).success();
     assert_eq!(size.trim(), (8 << 20).to_string());
     node.stop();
     assert!(!files.control.exists() && !files.nbd.exists(), "a stop removes the sockets");
-}
-
-/// A client that writes, reads back and flushes all the time.
-struct GoodClient {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: JoinHandle<Result<(), String>>,
-}
-
-impl GoodClient {
-    fn start(node: &Node) -> GoodClient {
-        let mut client = node.client(VOLUME);
-        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopping, done) = (Arc::clone(&stop), Arc::clone(&rounds));
-        let thread = std::thread::spawn(move || {
-            while !stopping.load(Ordering::SeqCst) {
-                let round = done.load(Ordering::SeqCst) + 1;
-                good_round(&mut client, round)?;
-                done.store(round, Ordering::SeqCst);
-            }
-            Ok(())
-        });
-        GoodClient { stop, rounds, thread }
-    }
-
-    /// Checks that it gets on.
-    #[track_caller]
-    fn assert_works(&self) {
-        let before = self.rounds.load(Ordering::SeqCst);
-        let deadline = Instant::now() + Duration::from_secs(15);
-        while self.rounds.load(Ordering::SeqCst) < before + 3 {
-            assert!(!self.thread.is_finished(), "the good client failed");
-            assert!(Instant::now() < deadline, "the good client hangs");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    #[track_caller]
-    fn end(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let result = self.thread.join().expect("the good client does not panic");
-        assert_eq!(result, Ok(()));
-        println!("the good client did {} rounds", self.rounds.load(Ordering::SeqCst));
-    }
-}
-
-fn good_round(client: &mut NbdClient, round: u64) -> Result<(), String> {
-    let text = |error: std::io::Error| format!("round {round}: {error}");
-    // Bad commands of these tests may write the first 16 KiB and the last sector, so this stays away from them.
-    let block = 1024 + round % 500;
-    let bytes = sector::fill(block * BLOCK_SECTORS, round, BLOCK_SECTORS);
-    let offset = block * BLOCK_SECTORS * SECTOR_BYTES as u64;
-    client.write(offset, &bytes).map_err(text)?;
-    if round % 16 == 0 {
-        client.flush().map_err(text)?;
-    }
-    let found = client.read(offset, bytes.len()).map_err(text)?;
-    if found == bytes { Ok(()) } else { Err(format!("round {round}: reads something else")) }
 }
 
 /// Both nodes still run, are in step, stop in order, and did not panic.
@@ -417,49 +368,4 @@ fn end(mut pair: Pair) {
     pair.stop_all();
     pair.verify();
     pair.assert_no_panic();
-}
-
-fn noise(random: &mut Random, most: u64) -> Vec<u8> {
-    (0..1 + random.below(most)).map(|_| random.next() as u8).collect()
-}
-
-fn cut_short(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
-    bytes[..random.below(bytes.len() as u64) as usize].to_vec()
-}
-
-/// An NBD option.
-fn option(kind: u32, data: &[u8]) -> Vec<u8> {
-    let length = (data.len() as u32).to_be_bytes();
-    [&b"IHAVEOPT"[..], &kind.to_be_bytes(), &length, data].concat()
-}
-
-/// The data of GO for the pair's volume.
-fn go_data() -> Vec<u8> {
-    [&(VOLUME.len() as u32).to_be_bytes()[..], VOLUME.as_bytes(), &0_u16.to_be_bytes()].concat()
-}
-
-/// An NBD command without flags.
-fn command(kind: u16, offset: u64, length: u32) -> Vec<u8> {
-    let head = [&0x2560_9513_u32.to_be_bytes()[..], &0_u16.to_be_bytes(), &kind.to_be_bytes()];
-    let tail = [&77_u64.to_be_bytes()[..], &offset.to_be_bytes(), &length.to_be_bytes()];
-    [head.concat(), tail.concat()].concat()
-}
-
-fn opened(socket: &Path, bytes: &[u8]) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).expect("the node takes connections");
-    // The node may have cut it off already.
-    let _ = stream.write_all(bytes);
-    stream
-}
-
-/// Sends bytes, listens a little, and hangs up.
-fn disturb(socket: &PathBuf, bytes: &[u8]) {
-    let mut stream = opened(socket, bytes);
-    drain(&mut stream, Duration::from_millis(5));
-}
-
-fn drain(stream: &mut UnixStream, limit: Duration) {
-    stream.set_read_timeout(Some(limit)).expect("a timeout can be set");
-    let mut bytes = [0; 4096];
-    while stream.read(&mut bytes).is_ok_and(|count| count > 0) {}
 }

@@ -7,29 +7,19 @@
 
 mod support;
 
-use std::collections::hash_map::DefaultHasher;
-use std::fs::File;
-use std::hash::Hasher;
-use std::io::{Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
-use support::history::{Clock, Promise, Record, Verdict, check};
+use serde_json::Value;
+
+use support::history::{Clock, Promise};
 use support::load::{Load, LoadPlan};
 use support::nbd_client::NbdClient;
 use support::node::Node;
 use support::pair::{Pair, PairPlan, VOLUME, flags};
 use support::random::Random;
+use support::run::{CATCH_UP_TIME_MAX, LAG_POINTS, POINTS_IN_FLIGHT, Run, Victim};
 use support::sector::Sector;
 use support::time_limit::TimeLimit;
-
-/// How long the secondary may take to have all again.
-const CATCH_UP_TIME_MAX: Duration = Duration::from_secs(30);
-/// Async: CPs that the secondary may be behind.
-const LAG_POINTS: u64 = 8;
-/// CPs sealed and not answered at a time, which the lag may exceed by.
-const POINTS_IN_FLIGHT: u64 = 4;
-/// Bytes before the first region of a store: the superblocks.
-const SUPERBLOCK_BYTES: u64 = 64 << 10;
 
 #[test]
 fn kills_in_sync_mode_that_stalls() {
@@ -90,6 +80,102 @@ fn promotions_in_async_mode() {
 }
 
 #[test]
+fn an_asynchronous_secondary_is_never_further_behind_than_declared() {
+    let _limit = TimeLimit::new("lag", Duration::from_secs(120));
+    lag_is_bounded(&["--lag-points", "8"], |status| {
+        let points = status["lag"]["points"].as_u64().expect("a number");
+        assert!(points <= LAG_POINTS + POINTS_IN_FLIGHT, "{points} points behind");
+    });
+    lag_is_bounded(&["--lag-bytes", "1MiB", "--cp-bytes", "256KiB"], |status| {
+        let bytes = status["lag"]["bytes"].as_u64().expect("a number");
+        assert!(bytes <= (1 << 20) + 2 * POINTS_IN_FLIGHT * (256 << 10), "{bytes} bytes behind");
+    });
+    // Writers are held when the time is over; what they wrote until then only grows older.
+    lag_is_bounded(&["--lag-time", "300ms"], |_| ());
+}
+
+/// A frozen secondary: writers are held visibly, and go on once it is back.
+fn lag_is_bounded(lag: &[&str], judge: impl Fn(&Value)) {
+    let mut plan = PairPlan { replication: "async", ..PairPlan::default() };
+    plan.flags = flags(&["--cp-interval", "10ms", "--peer-timeout", "30s", "--memory", "64MiB"]);
+    plan.flags.extend(flags(lag));
+    let mut run = Run::new(plan, Random::of_test("lag"));
+    run.label = format!("{lag:?}");
+    let load_plan = LoadPlan { depth: 4, commands_max: 100_000, ..LoadPlan::default() };
+    let socket = run.pair.primary().files().nbd.clone();
+    let load = Load::start(&socket, VOLUME, &run.image, &run.clock, &load_plan, &mut run.random);
+    load.wait_for_commands(&load_plan, 100, Duration::from_secs(10));
+    run.pair.node(1).freeze();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = run.pair.primary().status();
+        judge(&status);
+        if status["holding_writers"] == true {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{lag:?}: writers are never held: {status}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Commands that were on their way when the hold began may still be taken.
+    run.pause(300, 300);
+    let sent = load.sent(&load_plan);
+    run.pause(300, 300);
+    assert_eq!(load.sent(&load_plan), sent, "{lag:?}: writers go on although they are held");
+    let status = run.pair.primary().status();
+    judge(&status);
+    assert_eq!(status["holding_writers"], true, "{lag:?}: {status}");
+    run.pair.node(1).thaw();
+    load.wait_for_commands(&load_plan, sent + 200, Duration::from_secs(20));
+    assert!(load.sent(&load_plan) > sent, "{lag:?}: writers go on once the secondary is back");
+    let record = load.finish();
+    run.judge(&record, Promise::Answered);
+    run.settle();
+    run.end();
+}
+
+#[test]
+fn a_flush_waits_for_a_lost_peer_or_goes_on_alone_as_declared() {
+    let _limit = TimeLimit::new("peer loss", Duration::from_secs(120));
+    for replication in ["sync", "semi-sync"] {
+        let plan = PairPlan { replication, ..PairPlan::default() };
+        let mut pair = Pair::new(plan);
+        let mut client = pair.primary().client(VOLUME);
+        pair.kill(1);
+        client.write(0, &[7; 4096]).expect("a write is answered from memory");
+        let flush = std::thread::spawn(move || client.flush());
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(!flush.is_finished(), "{replication}, stall: a flush is answered without the peer");
+        pair.start(1);
+        let flushed = flush.join().expect("the client does not panic");
+        flushed.unwrap_or_else(|error| panic!("{replication}, stall: {error}; {}", pair.logs()));
+        pair.stop_all();
+        pair.verify();
+
+        let plan = PairPlan { replication, on_peer_loss: "continue", ..PairPlan::default() };
+        let mut pair = Pair::new(plan);
+        let mut client = pair.primary().client(VOLUME);
+        pair.kill(1);
+        client.write(0, &[9; 4096]).expect("a write is answered from memory");
+        client.flush().unwrap_or_else(|error| panic!("{replication}, continue: {error}"));
+        assert!(pair.primary().status()["alone_since"].is_u64(), "carrying on alone is shown");
+        pair.kill(0);
+        pair.start(0);
+        assert!(pair.primary().status()["alone_since"].is_u64(), "and recorded in the store");
+        let mut client = pair.primary().client(VOLUME);
+        assert_eq!(client.read(0, 4096).expect("a read"), [9; 4096]);
+        client.write(4096, &[8; 4096]).expect("a write");
+        client.flush().unwrap_or_else(|error| panic!("{replication}, continue: {error}"));
+        pair.start(1);
+        let step = pair.wait_in_step(CATCH_UP_TIME_MAX);
+        step.unwrap_or_else(|text| panic!("{replication}, continue: {text}"));
+        assert!(pair.primary().status()["alone_since"].is_null(), "in step, no longer alone");
+        pair.stop_all();
+        pair.verify();
+        pair.assert_no_panic();
+    }
+}
+
+#[test]
 fn a_killed_node_restarts_at_once() {
     let _limit = TimeLimit::new("restart at once", Duration::from_secs(120));
     let mut random = Random::of_test("restart at once");
@@ -117,19 +203,10 @@ fn ready_means_that_volumes_can_be_opened() {
     }
 }
 
-/// Who is killed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Victim {
-    Primary,
-    Secondary,
-    Both,
-}
-
 /// The part of all rounds, in percent, that one test has.
 fn rounds(percent: u64) -> u64 {
-    let all = std::env::var("TWINPOINT_ROUNDS").map_or(50, |text| {
-        text.parse::<u64>().expect("TWINPOINT_ROUNDS is a number")
-    });
+    let all = std::env::var("TWINPOINT_ROUNDS")
+        .map_or(50, |text| text.parse::<u64>().expect("TWINPOINT_ROUNDS is a number"));
     (all * percent).div_ceil(100).max(1)
 }
 
@@ -151,6 +228,10 @@ fn kill_rounds(name: &'static str, replication: &'static str, loss: &'static str
         };
         run.label = format!("{name}, round {round}, {victim:?} killed");
         run.kill_round(victim);
+        if round % 3 == 2 {
+            run.label = format!("{name}, after round {round}, a node frozen");
+            run.freeze_round();
+        }
     }
     run.end();
 }
@@ -176,220 +257,84 @@ fn promotion_plan(replication: &'static str) -> PairPlan {
     plan
 }
 
-/// One pair over several rounds.
-struct Run {
-    pair: Pair,
-    random: Random,
-    clock: Clock,
-    /// What the volume holds, as read after the last round.
-    image: Vec<Sector>,
-    label: String,
-    began: Instant,
-}
+/// The judge itself: each rule, broken by hand, is seen.
+mod judge {
+    use super::support::history::{Change, Promise, Record, check};
+    use super::support::sector::Sector;
 
-impl Run {
-    fn new(plan: PairPlan, random: Random) -> Run {
-        let image = vec![Sector::Zero; plan.volume_bytes as usize / 512];
-        let pair = Pair::new(plan);
-        let label = String::new();
-        Run { pair, random, clock: Clock::new(), image, label, began: Instant::now() }
+    /// Writes of whole blocks, numbered from 1, each sent after the one before was answered; a flush is 100.
+    fn record(blocks: &[u64]) -> Record {
+        let numbered = blocks.iter().zip(1..);
+        let changes = numbered.map(|(block, sequence)| Change {
+            sequence,
+            first: block * 8,
+            count: 8,
+            zero: false,
+            fua: false,
+            answered: Some(sequence + 1),
+        });
+        Record { changes: changes.collect(), ..Record::default() }
     }
 
-    /// Load, kill, restart, judge, settle.
-    fn kill_round(&mut self, victim: Victim) {
-        let (load, _) = self.start_load();
-        let (primary, secondary) = (self.pair.primary_index(), 1 - self.pair.primary_index());
-        let (record, promise) = match victim {
-            Victim::Primary => {
-                self.pair.kill(primary);
-                let record = load.finish();
-                self.verify_the_dead(primary);
-                self.pause(0, 100);
-                self.pair.start(primary);
-                (record, Promise::Flushed)
-            }
-            Victim::Secondary => {
-                self.pair.kill(secondary);
-                // Sometimes longer than the peer's timeout: a primary that may then carries on alone.
-                let most = if self.random.percent(50) { 200 } else { 1600 };
-                self.pause(0, most);
-                self.pair.start(secondary);
-                self.pause(20, 200);
-                (load.finish(), Promise::Answered)
-            }
-            Victim::Both => {
-                let first = if self.random.percent(50) { primary } else { secondary };
-                self.pair.kill(first);
-                self.pause(0, 40);
-                self.pair.kill(1 - first);
-                let record = load.finish();
-                self.verify_the_dead(secondary);
-                let first = if self.random.percent(50) { primary } else { secondary };
-                self.pair.start(first);
-                self.pause(0, 200);
-                self.pair.start(1 - first);
-                (record, Promise::Flushed)
-            }
+    fn image(blocks: &[u64]) -> Vec<Sector> {
+        let sector = |sequence: &u64| match *sequence {
+            0 => Sector::Zero,
+            sequence => Sector::Written(sequence),
         };
-        let verdict = self.judge(&record, promise);
-        self.tell(&record, verdict);
-        self.settle();
+        blocks.iter().flat_map(|sequence| [sector(sequence); 8]).collect()
     }
 
-    /// Load, kill the primary for good, promote, judge; the old primary returns as secondary. False if it has CPs that
-    /// the new one never had, and is refused: then this pair is of no more use.
-    fn promotion_round(&mut self, replication: &str) -> bool {
-        let (load, _) = self.start_load();
-        let old = self.pair.primary_index();
-        let before = self.pair.primary().status();
-        self.pause(0, 20);
-        self.pair.kill(old);
-        let record = load.finish();
-        let promotion = self.pair.promote();
-        let promise = if replication == "async" { Promise::Cut } else { Promise::Flushed };
-        let verdict = self.judge(&record, promise);
-        self.tell(&record, verdict);
-        if replication == "async" {
-            let had = before["cp"]["local"].as_u64().expect("a CP's number");
-            let has = promotion["cp"].as_u64().expect("a CP's number");
-            assert!(
-                has + LAG_POINTS + POINTS_IN_FLIGHT >= had,
-                "{}: the secondary was at CP {has}, the primary at {had}, the lag is bounded by {LAG_POINTS}",
-                self.label
-            );
+    #[test]
+    fn a_cut_passes_and_anything_else_does_not() {
+        let (before, sent) = (image(&[0, 0, 0]), record(&[0, 1, 2, 0]));
+        for good in [[0, 0, 0], [1, 0, 0], [1, 2, 0], [1, 2, 3], [4, 2, 3]] {
+            assert!(check(&before, &sent, &image(&good), Promise::Flushed).is_ok(), "{good:?}");
         }
-        self.load_on_the_promoted();
-        self.old_primary_returns(old)
-    }
-
-    fn start_load(&mut self) -> (Load, LoadPlan) {
-        let plan = LoadPlan {
-            connections: 1 + self.random.below(4) as usize,
-            depth: 1 << self.random.below(5),
-            flushes_in_1000: [0, 5, 30, 150][self.random.below(4) as usize],
-            ..LoadPlan::default()
-        };
-        let socket = self.pair.primary().files().nbd.clone();
-        let load =
-            Load::start(&socket, VOLUME, &self.image, &self.clock, &plan, &mut self.random);
-        load.wait_for_commands(&plan, 20, Duration::from_secs(10));
-        self.pause(5, 350);
-        (load, plan)
-    }
-
-    /// The promoted node takes writes without its peer.
-    fn load_on_the_promoted(&mut self) {
-        let plan = LoadPlan { commands_max: 400, ..LoadPlan::default() };
-        let socket = self.pair.primary().files().nbd.clone();
-        let load =
-            Load::start(&socket, VOLUME, &self.image, &self.clock, &plan, &mut self.random);
-        load.wait_for_commands(&plan, 400, Duration::from_secs(10));
-        let record = load.finish();
-        self.judge(&record, Promise::Answered);
-    }
-
-    /// Starts the old primary as secondary. True if it follows.
-    fn old_primary_returns(&mut self, old: usize) -> bool {
-        self.verify_the_dead(old);
-        let bytes = contents_hash(&self.pair.store_path(old));
-        self.pair.start(old);
-        let refused = "of an older term that this primary never had";
-        let deadline = Instant::now() + CATCH_UP_TIME_MAX;
-        while Instant::now() < deadline {
-            if self.pair.primary().status()["peer"]["state"] == "connected" {
-                self.settle();
-                return true;
-            }
-            if self.pair.logs().contains(refused) {
-                println!("{}: the old primary has a branch, and is refused", self.label);
-                self.pair.kill(old);
-                let now = contents_hash(&self.pair.store_path(old));
-                assert_eq!(bytes, now, "{}: the refused store was changed", self.label);
-                self.verify_the_dead(old);
-                let new = self.pair.primary_index();
-                self.pair.stop(new);
-                self.pair.verify_one(new);
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        for bad in [[0, 2, 0], [0, 0, 3], [1, 0, 3], [4, 0, 3], [4, 2, 0]] {
+            assert!(check(&before, &sent, &image(&bad), Promise::Cut).is_err(), "{bad:?}");
         }
-        panic!("{}: the old primary neither follows nor is refused; {}", self.label, self.pair.logs());
+        assert!(check(&before, &sent, &image(&[1, 2, 9]), Promise::Cut).is_err(), "never sent");
+        assert!(check(&before, &sent, &image(&[1, 1, 0]), Promise::Cut).is_err(), "sent elsewhere");
+        let mut torn = image(&[1, 2, 0]);
+        torn[12] = Sector::Zero;
+        assert!(check(&before, &sent, &torn, Promise::Cut).is_err(), "half a block");
     }
 
-    /// Reads the volume on the primary, and checks it against the last image and what was done since.
-    fn judge(&mut self, record: &Record, promise: Promise) -> Verdict {
-        assert!(record.troubles.is_empty(), "{}: {:#?}", self.label, record.troubles);
-        let image = self.pair.image();
-        let image = image.unwrap_or_else(|text| panic!("{}: {text}; {}", self.label, self.pair.logs()));
-        let verdict = check(&self.image, record, &image, promise);
-        let verdict =
-            verdict.unwrap_or_else(|text| panic!("{}: {text}\n{}", self.label, self.pair.logs()));
-        self.image = image;
-        verdict
+    #[test]
+    fn flushed_and_answered_changes_are_owed() {
+        let (before, mut sent) = (image(&[0, 0]), record(&[0, 1]));
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Flushed).is_ok());
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Answered).is_err());
+        sent.flushes.push(100);
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Flushed).is_err());
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Cut).is_ok());
+        assert!(check(&before, &sent, &image(&[1, 2]), Promise::Flushed).is_ok());
+        sent.flushes.clear();
+        sent.changes[1].fua = true;
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Flushed).is_err(), "FUA");
     }
 
-    /// Flushes, waits for the secondary, stops both, verifies both, starts both.
-    fn settle(&mut self) {
-        let flushed = self.pair.primary().client(VOLUME).flush();
-        flushed.unwrap_or_else(|error| panic!("{}: flush: {error}; {}", self.label, self.pair.logs()));
-        if self.pair.plan.paired {
-            let step = self.pair.wait_in_step(CATCH_UP_TIME_MAX);
-            step.unwrap_or_else(|text| panic!("{}: {text}", self.label));
-        }
-        self.pair.stop_all();
-        self.pair.verify();
-        self.pair.assert_no_panic();
-        let (primary, paired) = (self.pair.primary_index(), self.pair.plan.paired);
-        if paired {
-            self.pair.start(1 - primary);
-        }
-        self.pair.start(primary);
-        let image = self.pair.image().unwrap_or_else(|text| panic!("{}: {text}", self.label));
-        assert!(image == self.image, "{}: the volume changed over a stop in order", self.label);
+    #[test]
+    fn commands_under_way_together_may_come_in_any_order() {
+        let (before, mut sent) = (image(&[0, 0]), record(&[0, 1]));
+        sent.changes[0].answered = Some(3);
+        assert!(check(&before, &sent, &image(&[0, 2]), Promise::Flushed).is_ok());
+        sent.changes[1].answered = None;
+        sent.flushes.push(100);
+        assert!(check(&before, &sent, &image(&[1, 0]), Promise::Flushed).is_ok());
+        assert!(check(&before, &sent, &image(&[0, 2]), Promise::Flushed).is_err(), "flushed");
     }
 
-    /// A store as the kill left it passes `verify` too, and is not changed by it.
-    fn verify_the_dead(&mut self, index: usize) {
-        if self.random.percent(30) && (index == 0 || self.pair.plan.paired) {
-            self.pair.verify_one(index);
-        }
-    }
-
-    fn end(mut self) {
-        self.pair.stop_all();
-        self.pair.verify();
-        self.pair.assert_no_panic();
-    }
-
-    fn pause(&mut self, least_ms: u64, most_ms: u64) {
-        std::thread::sleep(self.random.milliseconds(least_ms, most_ms));
-    }
-
-    fn tell(&self, record: &Record, verdict: Verdict) {
-        println!(
-            "{}: {} changes, {} answered, {} flushes, {} reads checked; {} answered changes lost; {:.1} s",
-            self.label,
-            record.changes.len(),
-            record.answered(),
-            record.flushes.len(),
-            record.reads,
-            verdict.lost,
-            self.began.elapsed().as_secs_f64()
-        );
-    }
-}
-
-/// A hash of all of a store but its superblocks.
-fn contents_hash(path: &str) -> u64 {
-    let mut file = File::open(path).expect("the store is there");
-    file.seek(SeekFrom::Start(SUPERBLOCK_BYTES)).expect("the store is larger than that");
-    let mut hasher = DefaultHasher::new();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut piece).expect("the store can be read");
-        if count == 0 {
-            return hasher.finish();
-        }
-        hasher.write(&piece[..count]);
+    #[test]
+    fn zeroes_are_judged_like_writes() {
+        let (before, mut sent) = (image(&[7, 8]), record(&[0, 1]));
+        sent.changes.iter_mut().for_each(|change| {
+            change.zero = true;
+            change.sequence += 10;
+            change.answered = change.answered.map(|answered| answered + 10);
+        });
+        assert!(check(&before, &sent, &image(&[7, 8]), Promise::Flushed).is_ok());
+        assert!(check(&before, &sent, &image(&[0, 8]), Promise::Flushed).is_ok());
+        assert!(check(&before, &sent, &image(&[7, 0]), Promise::Flushed).is_err(), "not a cut");
     }
 }

@@ -38,7 +38,8 @@ fn fail_over(name: &'static str, replication: &'static str) {
     let copy_out = copy_out.each_ref().map(String::as_str);
     client("nbdcopy", "libnbd-bin", &copy_out, pair.space.folder()).success();
     client("e2fsck", "e2fsprogs", &["-fn", &target], pair.space.folder()).success();
-    let [before, after] = [&source, &target].map(|path| fs::read(path).expect("the image is there"));
+    let [before, after] =
+        [&source, &target].map(|path| fs::read(path).expect("the image is there"));
     assert_eq!(before.len(), after.len(), "the images' sizes");
     let differs = before.iter().zip(&after).position(|(before, after)| before != after);
     assert_eq!(differs, None, "first byte that differs");

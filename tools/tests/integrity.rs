@@ -59,7 +59,8 @@ fn nbdcopy_and_nbdinfo_on_a_pair() {
 fn connections_see_each_others_writes() {
     on_a_pair("connections", true, |pair| {
         let uri = pair.primary().uri(VOLUME);
-        client("nbdinfo", "libnbd-bin", &["--can", "multi-conn", &uri], pair.space.folder()).success();
+        client("nbdinfo", "libnbd-bin", &["--can", "multi-conn", &uri], pair.space.folder())
+            .success();
         let (mut one, mut other) = (pair.primary().client(VOLUME), pair.primary().client(VOLUME));
         let mut random = Random::of_test("connections");
         for round in 0..500_u64 {

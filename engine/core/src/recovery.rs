@@ -83,6 +83,8 @@ pub enum RecoveryError {
     Lost(CpNumber),
     /// The wanted CP is older than the map checkpoint of a shard.
     BeforeCheckpoint(CpNumber),
+    /// The wanted CP is older than the base, from which on blocks were kept.
+    BeforeBase(CpNumber, CpNumber),
 }
 
 impl fmt::Display for RecoveryError {
@@ -96,6 +98,9 @@ impl fmt::Display for RecoveryError {
             RecoveryError::Geometry => f.write_str("the store is smaller than its superblock says"),
             RecoveryError::Lost(cp) => write!(f, "CP {cp} was committed and is not whole any more"),
             RecoveryError::BeforeCheckpoint(cp) => write!(f, "CP {cp} is older than a map checkpoint"),
+            RecoveryError::BeforeBase(cp, base) => {
+                write!(f, "CP {cp} is older than CP {base}, and its blocks may have been used again since")
+            }
         }
     }
 }
@@ -212,7 +217,12 @@ pub fn survey(source: &mut dyn BlockSource) -> Result<Survey, RecoveryError> {
 pub fn recover(source: &mut dyn BlockSource, ceiling: Option<CpNumber>) -> Result<Recovered, RecoveryError> {
     let survey = survey(source)?;
     let last = last_whole(source, &survey, ceiling)?;
-    let base = known_base(&survey).min(last);
+    let base = known_base(&survey);
+    if let Some(ceiling) = ceiling.filter(|ceiling| *ceiling < base) {
+        // Later CPs may have taken the blocks that this one used.
+        return Err(RecoveryError::BeforeBase(ceiling, base));
+    }
+    let base = base.min(last);
     let mut superblock = survey.superblock;
     let geometry = superblock.geometry;
     let mut repairs = Vec::new();

@@ -51,11 +51,18 @@ impl Buffers {
     }
 
     /// At most `want` consecutive buffers of the shards' reserve.
-    pub fn borrow(&mut self, want: u32, shard: u16, random: &mut Random) -> Option<(BufferId, u32)> {
-        let start = (self.frontend_end..self.reserve_end).find(|index| self.owners[*index] == Owner::Nobody)?;
+    pub fn borrow(
+        &mut self,
+        want: u32,
+        shard: u16,
+        random: &mut Random,
+    ) -> Option<(BufferId, u32)> {
+        let start = (self.frontend_end..self.reserve_end)
+            .find(|index| self.owners[*index] == Owner::Nobody)?;
         let most = random.between(1, u64::from(want)) as usize;
         let end = self.reserve_end.min(start + most);
-        let count = self.owners[start..end].iter().take_while(|owner| **owner == Owner::Nobody).count();
+        let count =
+            self.owners[start..end].iter().take_while(|owner| **owner == Owner::Nobody).count();
         Some((self.give(start, count, Owner::Shard(shard)), count as u32))
     }
 

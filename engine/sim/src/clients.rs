@@ -5,9 +5,13 @@
 
 use twinpoint_core::catalog::CatalogError;
 use twinpoint_core::contract::{Command, Refusal, Reply};
-use twinpoint_core::request::{Answer, Operation as RequestOperation, Outcome, Request, Tag, locate};
+use twinpoint_core::message::Role;
+use twinpoint_core::request::{
+    Answer, Operation as RequestOperation, Outcome, Request, Tag, locate,
+};
 use twinpoint_core::units::{
-    BLOCK_BYTES, BufferId, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS, ShardId, VolumeBlock, VolumeId,
+    BLOCK_BYTES, BufferId, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS, ShardId, VolumeBlock,
+    VolumeId,
 };
 
 use crate::buffers::Owner;
@@ -56,7 +60,9 @@ pub(crate) struct Range {
 
 impl Range {
     fn overlaps(&self, other: &Range) -> bool {
-        self.volume == other.volume && self.first < other.first + other.count && other.first < self.first + self.count
+        self.volume == other.volume
+            && self.first < other.first + other.count
+            && other.first < self.first + self.count
     }
 }
 
@@ -77,15 +83,23 @@ impl World {
 
     /// Whether clients may send to a node.
     pub fn is_serving(&mut self, node: usize) -> bool {
-        self.nodes[node].process.as_ref().is_some_and(|p| p.serves && p.gate.open.is_some() && !p.is_stopped)
+        self.nodes[node]
+            .process
+            .as_ref()
+            .is_some_and(|p| p.serves && p.gate.open.is_some() && !p.is_stopped)
+            && self.nodes[node].role == Role::Primary
     }
 
     /// Gives a request the open CP's number and puts it in its shard's ring.
     pub fn admit(&mut self, node: usize, shard: ShardId, request: Request) {
-        let frontend = self.operations.get(&request.tag.0).map_or(0, |operation| operation.client as u64 % FRONTENDS);
+        let frontend = self
+            .operations
+            .get(&request.tag.0)
+            .map_or(0, |operation| operation.client as u64 % FRONTENDS);
         let gate = &mut self.process(node).gate;
         let stamp = gate.open.expect("requests are admitted when the gate is open");
-        let is_write = matches!(request.operation, RequestOperation::Write { .. } | RequestOperation::Unmap);
+        let is_write =
+            matches!(request.operation, RequestOperation::Write { .. } | RequestOperation::Unmap);
         let was_empty = gate.is_open_empty();
         if is_write {
             gate.marked.insert(shard);
@@ -97,13 +111,18 @@ impl World {
             self.at(at, Event::Node(node, life, NodeEvent::Tick));
         }
         let request = Request { stamp, ..request };
-        self.enqueue(node, Queue::Frontend(frontend, shard), 3_000, NodeEvent::Request(shard, request));
+        self.enqueue(
+            node,
+            Queue::Frontend(frontend, shard),
+            3_000,
+            NodeEvent::Request(shard, request),
+        );
     }
 
     /// A shard answers.
     pub fn answered(&mut self, node: usize, _shard: ShardId, answer: Answer) {
-        let operation = self.operations.remove(&answer.tag.0).expect("a request is answered once");
-        assert_eq!(operation.node, node, "another node answers");
+        let Some(operation) = self.take_operation(node, answer.tag.0) else { return };
+        let may_fail = self.process(node).has_failed;
         match operation.kind {
             Kind::Write { id, range } | Kind::Unmap { id, range } => match answer.outcome {
                 Outcome::Done => self.model.answered(id),
@@ -111,9 +130,12 @@ impl World {
                     self.counts.no_space += 1;
                     self.model.not_done(id);
                 }
-                Outcome::Failed => assert!(self.model.is_deleting(range.volume), "a write failed"),
+                Outcome::Failed => {
+                    assert!(may_fail || self.model.is_deleting(range.volume), "a write failed")
+                }
                 Outcome::Mapped(_) => panic!("a write is answered with a map"),
             },
+            _ if may_fail && answer.outcome == Outcome::Failed => {}
             Kind::Read { range, from, buffer } => {
                 self.check_read(node, range, &from, buffer, &answer.outcome);
                 let count = blocks_of(range);
@@ -127,7 +149,7 @@ impl World {
 
     /// The coordinator answers a flush.
     pub fn flush_answered(&mut self, node: usize, tag: Tag, kept: bool) {
-        let operation = self.operations.remove(&tag.0).expect("a flush is answered once");
+        let Some(operation) = self.take_operation(node, tag.0) else { return };
         let Kind::Flush { sent } = operation.kind else { panic!("no flush was asked for") };
         if kept {
             self.model.flushed = self.model.flushed.max(sent);
@@ -140,26 +162,50 @@ impl World {
 
     /// The coordinator answers a client's command.
     pub fn command_answered(&mut self, node: usize, client: usize, tag: u64, reply: Reply) {
-        let Some(operation) = self.operations.remove(&tag) else { return };
-        assert_eq!(operation.node, node, "another node answers");
+        let Some(operation) = self.take_operation(node, tag) else { return };
         match (operation.kind, reply) {
-            (Kind::Create { name, blocks }, Reply::Volume(id)) => self.model.created(id.0, &name, blocks),
+            (Kind::Create { name, blocks }, Reply::Volume(id)) => {
+                self.model.created(id.0, &name, blocks)
+            }
             (Kind::Delete { volume }, Reply::Volume(id)) => {
                 assert_eq!(volume, id.0, "another volume was deleted");
                 self.model.deleted(volume);
             }
             (Kind::Checkpoint, Reply::Checkpoint(..)) => {}
             (Kind::Delete { .. }, Reply::Refused(Refusal::Catalog(CatalogError::NotFound))) => {}
-            (_, Reply::Refused(Refusal::Catalog(CatalogError::Full) | Refusal::SessionEnding)) => {}
+            (
+                _,
+                Reply::Refused(
+                    Refusal::Catalog(CatalogError::Full)
+                    | Refusal::SessionEnding
+                    | Refusal::StoreFailed,
+                ),
+            ) => {}
             (kind, reply) => panic!("{kind:?} was answered {reply:?}"),
         }
         self.command_done(client);
     }
 
+    /// The command that is answered; none if its client has left a deposed primary.
+    fn take_operation(&mut self, node: usize, tag: u64) -> Option<Operation> {
+        let operation = self.operations.remove(&tag);
+        match &operation {
+            Some(operation) => assert_eq!(operation.node, node, "another node answers"),
+            None => {
+                assert_eq!(self.nodes[node].role, Role::Secondary, "a command is answered once")
+            }
+        }
+        operation
+    }
+
     /// A node died: its clients hear nothing any more.
     pub fn drop_operations(&mut self, node: usize) {
-        let dropped: Vec<u64> =
-            self.operations.iter().filter(|(_, operation)| operation.node == node).map(|(tag, _)| *tag).collect();
+        let dropped: Vec<u64> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.node == node)
+            .map(|(tag, _)| *tag)
+            .collect();
         for tag in dropped {
             let operation = self.operations.remove(&tag).expect("it was listed");
             self.clients[operation.client].waits_for = None;
@@ -197,9 +243,11 @@ impl World {
     }
 
     fn pick_volume(&mut self, node: usize) -> Option<u32> {
-        let known = self.nodes[node].process.as_ref()?.catalog.volumes.iter().map(|volume| volume.id.0);
-        let usable: Vec<u32> =
-            known.filter(|id| self.model.volumes.contains_key(id) && !self.model.is_deleting(*id)).collect();
+        let known =
+            self.nodes[node].process.as_ref()?.catalog.volumes.iter().map(|volume| volume.id.0);
+        let usable: Vec<u32> = known
+            .filter(|id| self.model.volumes.contains_key(id) && !self.model.is_deleting(*id))
+            .collect();
         (!usable.is_empty()).then(|| self.random.pick(&usable))
     }
 
@@ -207,7 +255,8 @@ impl World {
         let name = format!("v{tag}");
         let blocks = self.options.stripes * SEGMENT_BLOCKS - self.random.below(SEGMENT_BLOCKS / 2);
         self.model.creating(&name);
-        let command = Command::VolumeCreate { name: name.clone(), size_bytes: blocks * BLOCK_BYTES as u64 };
+        let command =
+            Command::VolumeCreate { name: name.clone(), size_bytes: blocks * BLOCK_BYTES as u64 };
         self.ask(node, TicketUse::Client(client, tag), command);
         Some(Kind::Create { name, blocks })
     }
@@ -301,7 +350,9 @@ impl World {
 
     fn is_busy(&self, range: &Range) -> bool {
         self.operations.values().any(|operation| match &operation.kind {
-            Kind::Write { range: other, .. } | Kind::Unmap { range: other, .. } => range.overlaps(other),
+            Kind::Write { range: other, .. } | Kind::Unmap { range: other, .. } => {
+                range.overlaps(other)
+            }
             _ => false,
         })
     }
@@ -322,13 +373,25 @@ impl World {
                 let sector = (first_block + u64::from(index)) * SECTORS + slot;
                 if (range.first..range.first + range.count).contains(&sector) {
                     let start = slot as usize * SECTOR_BYTES;
-                    fill_sector(&mut bytes[start..start + SECTOR_BYTES], range.volume, sector, value);
+                    fill_sector(
+                        &mut bytes[start..start + SECTOR_BYTES],
+                        range.volume,
+                        sector,
+                        value,
+                    );
                 }
             }
         }
     }
 
-    fn check_read(&mut self, node: usize, range: Range, from: &[usize], buffer: BufferId, outcome: &Outcome) {
+    fn check_read(
+        &mut self,
+        node: usize,
+        range: Range,
+        from: &[usize],
+        buffer: BufferId,
+        outcome: &Outcome,
+    ) {
         if *outcome == Outcome::Failed {
             assert!(self.model.is_deleting(range.volume), "a read failed");
             return;

@@ -3,7 +3,9 @@
 //! Invariants: a seal order reaches a shard after every request of that CP or an earlier one; reports and orders keep
 //! their order; a tick comes when the coordinator asked for it.
 
-use twinpoint_core::contract::{Command, CoordinatorAction, CoordinatorEvent, IoToken, Order, Reply, Ticket};
+use twinpoint_core::contract::{
+    Command, CoordinatorAction, CoordinatorEvent, IoToken, Order, Reply, Ticket,
+};
 use twinpoint_core::units::{CpNumber, Instant, ShardId, ShardSet};
 
 use crate::node::{Kind, Operation, Queue};
@@ -75,7 +77,11 @@ impl World {
             CoordinatorAction::Order(shard, order) => self.send_order(node, shard, order),
             CoordinatorAction::Flush { io } => {
                 let mark = self.nodes[node].disk.flush_mark();
-                self.begin_operation(node, delay_ns, Operation { shard: None, io, kind: Kind::Flush { mark } });
+                self.begin_operation(
+                    node,
+                    delay_ns,
+                    Operation { shard: None, io, kind: Kind::Flush { mark } },
+                );
             }
             CoordinatorAction::WriteMetadata { io, block, bytes } => {
                 let operation = Operation { shard: None, io, kind: Kind::WriteMetadata };
@@ -134,7 +140,9 @@ impl World {
         let what = self.tickets.remove(&ticket.0).expect("a ticket is answered once");
         self.note(|| format!("node {node} replies to {what:?}: {reply:?}"));
         match what {
-            TicketUse::Client(client, operation) => self.command_answered(node, client, operation, reply),
+            TicketUse::Client(client, operation) => {
+                self.command_answered(node, client, operation, reply)
+            }
             TicketUse::DialHello | TicketUse::PeerHello { .. } | TicketUse::Judge { .. } => {
                 self.handshake_reply(node, what, reply);
             }

@@ -43,7 +43,10 @@ impl Disk {
     pub fn begin_write(&mut self, operation: u64, first: u64, contents: Vec<Block>) {
         let end = first + contents.len() as u64;
         assert!(end <= self.blocks, "a write after the end of the disk");
-        let clash = self.writing.values().find(|(start, blocks)| first < start + blocks.len() as u64 && *start < end);
+        let clash = self
+            .writing
+            .values()
+            .find(|(start, blocks)| first < start + blocks.len() as u64 && *start < end);
         assert!(clash.is_none(), "two writes of block {first}..{end} are under way");
         let clash = self.reading.values().find(|(start, stop)| first < *stop && *start < end);
         assert!(clash.is_none(), "a block of {first}..{end} is written while it is read");
@@ -67,7 +70,10 @@ impl Disk {
     pub fn begin_read(&mut self, operation: u64, first: u64, count: u64) {
         assert!(first + count <= self.blocks, "a read after the end of the disk");
         let end = first + count;
-        let clash = self.writing.values().find(|(start, blocks)| first < start + blocks.len() as u64 && *start < end);
+        let clash = self
+            .writing
+            .values()
+            .find(|(start, blocks)| first < start + blocks.len() as u64 && *start < end);
         assert!(clash.is_none(), "a block of {first}..{end} is read while it is written");
         self.reading.insert(operation, (first, end));
     }
@@ -76,6 +82,16 @@ impl Disk {
     pub fn end_read(&mut self, operation: u64) -> Vec<Block> {
         let (first, end) = self.reading.remove(&operation).expect("it was begun");
         (first..end).map(|block| self.block(block)).collect()
+    }
+
+    /// A write, if it is one, ends badly: each of its blocks may have been written.
+    pub fn abandon_write(&mut self, operation: u64, random: &mut Random) {
+        let Some((first, contents)) = self.writing.remove(&operation) else { return };
+        for (index, block) in contents.into_iter().enumerate() {
+            if random.chance(50) {
+                self.put(first + index as u64, block);
+            }
+        }
     }
 
     /// What a flush asked for now will cover.
@@ -128,7 +144,11 @@ impl Disk {
             let mut candidates = vec![self.durable.get(&block).cloned().unwrap_or_else(zero_block)];
             candidates.extend(versions.into_iter().map(|(_, version)| version));
             let newest = candidates.len() - 1;
-            let index = if keeps_most && random.chance(80) { newest } else { random.below(newest as u64 + 1) as usize };
+            let index = if keeps_most && random.chance(80) {
+                newest
+            } else {
+                random.below(newest as u64 + 1) as usize
+            };
             let mut kept = candidates[index].clone();
             if index > 0 && random.chance(25) {
                 tear(&mut kept, &candidates[index - 1], random);

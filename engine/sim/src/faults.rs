@@ -1,4 +1,5 @@
-//! What goes wrong, and who mends it: kills, power cuts, lost connections, a network that is down, promotions.
+//! What goes wrong, and who mends it: kills, power cuts, lost connections, a network that is down, failed devices,
+//! promotions.
 //!
 //! Invariant: whoever is killed is started again later; a fault leaves the rest to the two nodes.
 
@@ -21,7 +22,7 @@ impl World {
             self.kill_for_a_while(primary, power_cut);
             return;
         }
-        match self.random.below(10) {
+        match self.random.below(12) {
             0..=1 => self.kill_for_a_while(primary, power_cut),
             2..=3 => self.kill_for_a_while(1 - primary, power_cut),
             4 => {
@@ -35,13 +36,17 @@ impl World {
                 let down_ns = self.random.pick(&[2_000_000, 30_000_000, 300_000_000]);
                 self.soon(down_ns, Event::NetworkBack);
             }
-            _ if self.options.promotions && self.is_alive(1 - primary) => self.fail_over(primary, power_cut),
+            8 => self.fail_device(power_cut),
+            _ if self.options.promotions && self.is_alive(1 - primary) => {
+                self.change_over(primary, power_cut)
+            }
             _ => self.lose_connection(),
         }
     }
 
-    fn kill_for_a_while(&mut self, node: usize, power_cut: bool) {
-        if !self.is_alive(node) {
+    pub fn kill_for_a_while(&mut self, node: usize, power_cut: bool) {
+        let failed = self.nodes[node].process.as_ref().is_some_and(|process| process.has_failed);
+        if !self.is_alive(node) || (self.is_calm && !failed) {
             return;
         }
         self.kill(node, power_cut);
@@ -59,8 +64,22 @@ impl World {
         }
     }
 
-    /// The primary dies for long; the operator promotes the other one.
-    fn fail_over(&mut self, primary: usize, power_cut: bool) {
+    /// A device fails a write or a flush; later the process is started again on a mended device.
+    fn fail_device(&mut self, power_cut: bool) {
+        let node = self.random.below(2) as usize;
+        if let Some(process) = &mut self.nodes[node].process {
+            process.is_failing = true;
+            self.soon(100_000_000, Event::Kill(node, power_cut));
+        }
+    }
+
+    /// The primary dies for long, or is to be replaced; the operator promotes the other one.
+    fn change_over(&mut self, primary: usize, power_cut: bool) {
+        if self.random.chance(40) {
+            self.soon(1_000_000, Event::Promote(1 - primary, true));
+            self.soon(400_000_000, Event::Start(primary, None));
+            return;
+        }
         self.kill(primary, power_cut);
         let force = self.random.chance(30);
         self.soon(20_000_000, Event::Promote(1 - primary, force));

@@ -1,7 +1,7 @@
 //! Lives and deaths: nodes start, are killed, lose power, are promoted; what a start finds is checked.
 //!
-//! Invariants: the image that a primary starts from becomes what the model expects; a promotion happens when the old
-//! primary is dead, and fences it.
+//! Invariants: the image that a primary starts from becomes what the model expects; once a store is promoted no client
+//! speaks with the old primary any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,14 +29,21 @@ impl World {
         }
         let mut recovered = match recover(&mut DiskSource(&self.nodes[node].disk), ceiling) {
             Ok(recovered) => recovered,
-            Err(RecoveryError::BeforeCheckpoint(cp)) if ceiling.is_some() => {
+            Err(RecoveryError::BeforeCheckpoint(cp) | RecoveryError::BeforeBase(cp, _))
+                if ceiling.is_some() =>
+            {
                 self.note(|| format!("node {node} cannot go back to CP {cp}"));
+                self.counts.broken_pairs += u64::from(!self.is_pair_broken);
                 self.is_pair_broken = true;
                 return;
             }
             Err(error) => panic!("node {node} cannot be opened: {error} ({error:?})"),
         };
-        if !recovered.repairs.is_empty() && !self.is_calm && self.options.power_cuts && self.random.chance(20) {
+        if !recovered.repairs.is_empty()
+            && !self.is_calm
+            && self.options.power_cuts
+            && self.random.chance(20)
+        {
             recovered = self.crash_while_repairing(node, &recovered);
         }
         let disk = &mut self.nodes[node].disk;
@@ -51,7 +58,10 @@ impl World {
         let role = self.nodes[node].role;
         self.note(|| {
             let image = &recovered.coordinator;
-            format!("node {node} starts as {role:?} at CP {} (base {})", image.committed, image.base)
+            format!(
+                "node {node} starts as {role:?} at CP {} (base {})",
+                image.committed, image.base
+            )
         });
         self.check_roots(&recovered.shards);
         self.check_started(node, &recovered);
@@ -85,23 +95,38 @@ impl World {
 
     /// The operator promotes a secondary whose primary is dead.
     pub fn promote(&mut self, node: usize, force: bool) {
-        let is_fit = self.is_alive(node) && !self.is_alive(1 - node) && !self.nodes[node].is_outdated;
+        let may = force || !self.is_alive(1 - node);
+        let is_fit = self.is_alive(node)
+            && may
+            && !self.nodes[node].is_outdated
+            && !self.process(node).has_failed;
         if is_fit && !self.is_primary(node) {
             self.ask(node, TicketUse::Promote, Command::Promote { force });
+        }
+        if self.nodes.iter().all(|node| node.role == Role::Secondary) {
+            self.soon(50_000_000, Event::Promote(node, force));
         }
     }
 
     pub fn promote_replied(&mut self, node: usize, reply: Reply) {
         let last = match reply {
             Reply::Promoted(_, last) => last,
-            Reply::Refused(Refusal::PrimaryConnected | Refusal::SessionEnding) => return,
+            Reply::Refused(
+                Refusal::PrimaryConnected | Refusal::SessionEnding | Refusal::StoreFailed,
+            ) => return,
             other => panic!("a promotion was answered {other:?}"),
         };
         self.counts.promotions += 1;
-        self.kill(1 - node, true);
+        if self.is_alive(1 - node) && self.random.chance(50) {
+            // The old primary lives on; its clients have left, and it has yet to hear that it is deposed.
+            self.drop_operations(1 - node);
+        } else {
+            self.kill(1 - node, true);
+        }
         self.nodes[1 - node].role = Role::Secondary;
         self.nodes[node].role = Role::Primary;
-        let recovered = recover(&mut DiskSource(&self.nodes[node].disk), Some(last)).expect("it is promoted");
+        let recovered =
+            recover(&mut DiskSource(&self.nodes[node].disk), Some(last)).expect("it is promoted");
         assert_eq!(recovered.coordinator.committed, last, "the promoted store is at its last CP");
         let image = image_of(&self.nodes[node].disk, &recovered.shards);
         self.counts.images += 1;
@@ -124,6 +149,8 @@ impl World {
         self.nodes[node].role = Role::Secondary;
         self.kill(node, false);
         self.soon(1_000_000, Event::Start(node, None));
+        // The other one's promotion was cut short after its store knew of it: the operator promotes it again.
+        self.soon(20_000_000, Event::Promote(1 - node, true));
     }
 
     /// Nobody can mend the pair.
@@ -137,7 +164,9 @@ impl World {
     pub fn promises_remote(&mut self, node: usize) -> bool {
         let now = Instant(self.now);
         let is_alone = self.process(node).coordinator.status(now).alone_since.is_some();
-        self.options.paired && !is_alone && self.options.coordinator.replication != Replication::Async
+        self.options.paired
+            && !is_alone
+            && self.options.coordinator.replication != Replication::Async
     }
 
     /// Checks a store's whole contents against the model, and the roots against those that were sealed.
@@ -150,8 +179,12 @@ impl World {
             assert!(is_known, "a primary shows writes that its last crash dropped");
             self.model.adopt(&image, catalog, true);
             self.disown(1 - node, recovered.coordinator.committed);
-        } else if self.nodes[node].disowned_after.is_none_or(|last| recovered.coordinator.committed <= last) {
-            let keeps = self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
+        } else if self.nodes[node]
+            .disowned_after
+            .is_none_or(|last| recovered.coordinator.committed <= last)
+        {
+            let keeps =
+                self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
             let promised = if keeps { self.model.flushed_remote } else { 0 };
             self.model.check(&image, catalog, promised);
         }
@@ -180,14 +213,20 @@ impl World {
         disk.power_cut(&mut self.random);
         self.note(|| format!("power failed on node {node} after {count} repairs"));
         let again = recover(&mut DiskSource(&self.nodes[node].disk), None);
-        again.unwrap_or_else(|error| panic!("node {node} cannot be opened after repairs: {error} ({error:?})"))
+        again.unwrap_or_else(|error| {
+            panic!("node {node} cannot be opened after repairs: {error} ({error:?})")
+        })
     }
 
     fn new_process(&mut self, node: usize, recovered: Recovered) -> Process {
         let options = &self.options;
         let image = &recovered.coordinator;
         let (term, committed, base) = (image.superblock.term, image.committed, image.base);
-        let shards = recovered.shards.into_iter().map(|image| Shard::new(image, term, committed, base)).collect();
+        let shards = recovered
+            .shards
+            .into_iter()
+            .map(|image| Shard::new(image, term, committed, base))
+            .collect();
         let lent = options.lent_blocks as usize * usize::from(options.geometry.shards);
         let catalog = image.catalog.clone();
         let role = self.nodes[node].role;
@@ -202,6 +241,8 @@ impl World {
             serves: false,
             holds: false,
             is_stopped: false,
+            is_failing: false,
+            has_failed: false,
             operations: BTreeMap::new(),
             posts: BTreeSet::new(),
             arrivals: BTreeMap::new(),

@@ -94,7 +94,9 @@ impl Model {
         let volume = &self.volumes[&volume];
         let writes = &self.writes;
         let newest_answered = |list: &Vec<u64>| {
-            list.iter().rposition(|id| writes[*id as usize].answered.is_some()).expect("the base is answered")
+            list.iter()
+                .rposition(|id| writes[*id as usize].answered.is_some())
+                .expect("the base is answered")
         };
         let sectors = first..first + count;
         sectors.map(|sector| volume.sectors.get(&sector).map_or(0, newest_answered)).collect()
@@ -104,12 +106,20 @@ impl Model {
     pub fn check_read(&self, volume: u32, sector: u64, from: usize, bytes: &[u8]) {
         let Some(history) = self.volumes.get(&volume) else { return };
         let value = sector_value(bytes, volume, sector);
-        let value = value.unwrap_or_else(|| panic!("volume {volume} sector {sector} holds foreign bytes"));
+        let value =
+            value.unwrap_or_else(|| panic!("volume {volume} sector {sector} holds foreign bytes"));
         let allowed: Vec<u64> = match history.sectors.get(&sector) {
-            Some(list) => list[from..].iter().filter(|id| !self.is_void(**id)).map(|id| self.shown(*id)).collect(),
+            Some(list) => list[from..]
+                .iter()
+                .filter(|id| !self.is_void(**id))
+                .map(|id| self.shown(*id))
+                .collect(),
             None => vec![0],
         };
-        assert!(allowed.contains(&value), "volume {volume} sector {sector} reads {value}, not one of {allowed:?}");
+        assert!(
+            allowed.contains(&value),
+            "volume {volume} sector {sector} reads {value}, not one of {allowed:?}"
+        );
     }
 
     /// Checks a sector that the store calls unmapped.
@@ -158,8 +168,12 @@ impl Model {
             for (sector, list) in &volume.sectors {
                 let value = shown.get(&(*id, *sector)).copied().unwrap_or(0);
                 let index = self.place(list, value);
-                let index = index.unwrap_or_else(|| panic!("volume {id} sector {sector} shows {value} of {list:?}"));
-                let answered = |write: &u64| self.writes[*write as usize].answered.is_some_and(|at| at <= bound);
+                let index = index.unwrap_or_else(|| {
+                    panic!("volume {id} sector {sector} shows {value} of {list:?}")
+                });
+                let answered = |write: &u64| {
+                    self.writes[*write as usize].answered.is_some_and(|at| at <= bound)
+                };
                 let needed = list.iter().rposition(answered).unwrap_or(0);
                 assert!(
                     index >= needed,
@@ -231,8 +245,13 @@ impl Model {
                 let sector = block * SECTORS + index;
                 let start = index as usize * SECTOR_BYTES;
                 let value = sector_value(&bytes[start..start + SECTOR_BYTES], *volume, sector);
-                let value = value.unwrap_or_else(|| panic!("volume {volume} sector {sector} holds foreign bytes"));
-                assert!((value as usize) < self.writes.len(), "volume {volume} sector {sector} shows {value}");
+                let value = value.unwrap_or_else(|| {
+                    panic!("volume {volume} sector {sector} holds foreign bytes")
+                });
+                assert!(
+                    (value as usize) < self.writes.len(),
+                    "volume {volume} sector {sector} shows {value}"
+                );
                 if value > 0 {
                     shown.insert((*volume, sector), value);
                 }

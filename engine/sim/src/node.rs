@@ -40,6 +40,10 @@ pub(crate) struct Process {
     pub serves: bool,
     pub holds: bool,
     pub is_stopped: bool,
+    /// The next write or flush fails.
+    pub is_failing: bool,
+    /// One did.
+    pub has_failed: bool,
     /// Device work under way.
     pub operations: BTreeMap<u64, Operation>,
     /// Posts not answered, by shard.
@@ -102,7 +106,8 @@ impl Process {
     /// When all that frontends have sent to a shard has arrived.
     pub fn frontends_done(&self, shard: ShardId) -> u64 {
         let of_shard = |queue: &Queue| matches!(queue, Queue::Frontend(_, to) if *to == shard);
-        let times = self.arrivals.iter().filter(|(queue, _)| of_shard(queue)).map(|(_, time)| *time);
+        let times =
+            self.arrivals.iter().filter(|(queue, _)| of_shard(queue)).map(|(_, time)| *time);
         times.max().unwrap_or(0)
     }
 }

@@ -49,7 +49,12 @@ impl Options {
         let milliseconds = |n: u64| n * 1_000_000;
         let coordinator = CoordinatorOptions {
             paired,
-            replication: random.pick(&[Replication::Sync, Replication::Sync, Replication::SemiSync, Replication::Async]),
+            replication: random.pick(&[
+                Replication::Sync,
+                Replication::Sync,
+                Replication::SemiSync,
+                Replication::Async,
+            ]),
             on_peer_loss: random.pick(&[OnPeerLoss::Stall, OnPeerLoss::Continue]),
             cp_interval_ns: milliseconds(random.pick(&[1, 5, 50])),
             points_in_flight: random.between(1, 4) as usize,
@@ -64,7 +69,11 @@ impl Options {
             paired,
             clients: random.between(1, 12) as usize,
             commands: random.between(100, 900),
-            blocks_per_stripe: if tight { random.between(100, 512) } else { random.between(4, 200) },
+            blocks_per_stripe: if tight {
+                random.between(100, 512)
+            } else {
+                random.between(4, 200)
+            },
             stripes: random.between(1, 8),
             think_ns: random.pick(&[1_000, 100_000, 1_000_000]),
             frontend_buffers: random.between(80, 1000) as usize,

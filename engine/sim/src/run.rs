@@ -26,9 +26,11 @@ use crate::world::{Counts, Event, Trace, World};
 /// Longest virtual time of the load, in nanoseconds.
 const LOAD_NS: u64 = 20_000_000_000;
 /// Virtual time within which all is answered and in step once nothing fails any more.
-const CALM_NS: u64 = 60_000_000_000;
+const CALM_NS: u64 = 20_000_000_000;
 /// Virtual time within which a clean stop ends.
 const STOP_NS: u64 = 20_000_000_000;
+/// More events than any history needs: somebody spins.
+const EVENTS_MAX: u64 = 3_000_000;
 /// Between two looks at whether a phase is over.
 const LOOK_NS: u64 = 5_000_000;
 
@@ -92,7 +94,9 @@ impl World {
         let mut look = self.now;
         while self.now < deadline {
             look = (look + LOOK_NS).min(deadline);
-            while self.step(look) {}
+            while self.step(look) {
+                assert!(self.counts.events < EVENTS_MAX, "{EVENTS_MAX} events and no end");
+            }
             self.now = look;
             if done(self) {
                 return true;
@@ -105,14 +109,22 @@ impl World {
         self.is_calm = true;
         self.commands_left = 0;
         self.network_is_up = true;
+        for node in 0..2 {
+            if let Some(process) = &mut self.nodes[node].process {
+                process.is_failing = false;
+                if process.has_failed {
+                    self.soon(100_000, Event::Kill(node, false));
+                }
+            }
+        }
         for node in 0..if self.options.paired { 2 } else { 1 } {
             self.soon(1_000_000, Event::Start(node, None));
         }
-        let waits_for_ever = self.is_pair_broken && self.options.coordinator.on_peer_loss == OnPeerLoss::Stall;
         let deadline = self.now + CALM_NS;
         let settled = self.run_until(deadline, World::is_settled);
-        let stuck = self.is_pair_broken && self.options.coordinator.on_peer_loss == OnPeerLoss::Stall;
-        if !settled && !waits_for_ever && !stuck {
+        let stuck =
+            self.is_pair_broken && self.options.coordinator.on_peer_loss == OnPeerLoss::Stall;
+        if !settled && !stuck {
             let why = self.why_unsettled();
             panic!("not settled within {CALM_NS} ns: {why}");
         }
@@ -128,7 +140,9 @@ impl World {
             return format!("unanswered: {:?}", self.operations);
         }
         let nodes = if self.options.paired { 2 } else { 1 };
-        let Some(primary) = (0..nodes).find(|node| self.is_serving(*node)) else { return "nobody serves".to_owned() };
+        let Some(primary) = (0..nodes).find(|node| self.is_serving(*node)) else {
+            return "nobody serves".to_owned();
+        };
         let now = Instant(self.now);
         let ours = self.process(primary).coordinator.status(now);
         if !self.process(primary).gate.is_open_empty() || ours.committed.next() != ours.open {
@@ -170,10 +184,15 @@ impl World {
             for shard in &self.process(*node).shards {
                 let used = shard.map_cost().1 + shard.retained_blocks();
                 let free = u64::from(shard.free_blocks());
-                assert!(free + used == data_blocks || !shard.is_idle(), "{free} free, {used} used, of {data_blocks}");
+                assert!(
+                    free + used == data_blocks || !shard.is_idle(),
+                    "{free} free, {used} used, of {data_blocks}"
+                );
             }
         }
-        let Some(primary) = alive.iter().copied().find(|node| self.is_serving(*node)) else { return };
+        let Some(primary) = alive.iter().copied().find(|node| self.is_serving(*node)) else {
+            return;
+        };
         let ours = self.look(primary);
         let image = image_of(&self.nodes[primary].disk, &ours.shards);
         let is_known = self.model.check(&image, &ours.coordinator.catalog, self.model.flushed);
@@ -182,12 +201,20 @@ impl World {
             return;
         }
         let theirs = self.look(1 - primary);
-        assert_eq!(ours.coordinator.committed, theirs.coordinator.committed, "the sides are in step");
+        assert_eq!(
+            ours.coordinator.committed, theirs.coordinator.committed,
+            "the sides are in step"
+        );
         for (one, other) in ours.shards.iter().zip(&theirs.shards) {
             assert_eq!(one.map.segment_keys(), other.map.segment_keys(), "maps differ");
             for key in one.map.segment_keys() {
                 let segment = |image: &twinpoint_core::shard::ShardImage| {
-                    image.map.segment(key.volume, key.segment).expect("it was listed").iter().collect::<Vec<_>>()
+                    image
+                        .map
+                        .segment(key.volume, key.segment)
+                        .expect("it was listed")
+                        .iter()
+                        .collect::<Vec<_>>()
                 };
                 assert_eq!(segment(one), segment(other), "maps differ in {key:?}");
             }
@@ -213,11 +240,13 @@ impl World {
             let deadline = self.now + STOP_NS;
             let stopped = self.run_until(deadline, |world| world.process(node).is_stopped);
             assert!(stopped, "node {node} does not stop");
-            let free: Vec<u32> = self.process(node).shards.iter().map(|shard| shard.free_blocks()).collect();
+            let free: Vec<u32> =
+                self.process(node).shards.iter().map(|shard| shard.free_blocks()).collect();
             let left = self.look(node);
             assert!(left.coordinator.superblock.clean, "a stopped store is clean");
             assert!(left.repairs.is_empty(), "a stopped store needs repairs: {:?}", left.repairs);
-            let found: Vec<u32> = left.shards.iter().map(|shard| shard.free.free_blocks()).collect();
+            let found: Vec<u32> =
+                left.shards.iter().map(|shard| shard.free.free_blocks()).collect();
             assert_eq!(free, found, "a start finds other free blocks than the stop left");
         }
     }

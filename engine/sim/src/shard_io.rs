@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use twinpoint_core::contract::{FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent};
+use twinpoint_core::contract::{
+    CoordinatorEvent, FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent,
+};
 use twinpoint_core::message::Role;
 use twinpoint_core::request::{Operation as RequestOperation, Request};
 use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, ShardId};
@@ -29,7 +31,10 @@ impl World {
         let mut immediates = VecDeque::new();
         loop {
             while self.is_alive(node) {
-                let Some(action) = self.process(node).shards[usize::from(shard.0)].poll_action() else { break };
+                let Some(action) = self.process(node).shards[usize::from(shard.0)].poll_action()
+                else {
+                    break;
+                };
                 self.shard_action(node, shard, action, &mut immediates);
             }
             let Some(immediate) = immediates.pop_front() else { return };
@@ -56,8 +61,15 @@ impl World {
 
     /// Device work of a machine ends.
     pub fn disk_done(&mut self, node: usize, id: u64) {
-        let operation = self.process(node).operations.remove(&id).expect("it was begun in this life");
+        let operation =
+            self.process(node).operations.remove(&id).expect("it was begun in this life");
         let Operation { shard, io, kind } = operation;
+        let writes =
+            !matches!(kind, Kind::ReadData { .. } | Kind::ReadMetadata | Kind::Fill { .. });
+        if writes && std::mem::take(&mut self.process(node).is_failing) {
+            self.fail_operation(node, id, shard, io);
+            return;
+        }
         let Some(shard) = shard else {
             self.coordinator_disk_done(node, id, io, &kind);
             return;
@@ -67,7 +79,8 @@ impl World {
             Kind::WriteData { buffers } => {
                 let given = disk.given(id);
                 for (buffer, block) in buffers.iter().zip(given) {
-                    let same = Rc::ptr_eq(process.buffers.get(*buffer), block) || process.buffers.get(*buffer) == block;
+                    let same = Rc::ptr_eq(process.buffers.get(*buffer), block)
+                        || process.buffers.get(*buffer) == block;
                     assert!(same, "buffer {buffer} changed while it was written to the device");
                 }
                 disk.end_write(id);
@@ -82,22 +95,45 @@ impl World {
                 self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
             }
             Kind::ReadMetadata => {
-                let bytes = disk.end_read(id).iter().flat_map(|block| block.iter().copied()).collect();
+                let bytes =
+                    disk.end_read(id).iter().flat_map(|block| block.iter().copied()).collect();
                 self.feed_shard(node, shard, ShardEvent::MetadataRead { io, result: Ok(bytes) });
             }
             Kind::ReadData { buffer, checksums } => {
-                for (index, (block, sum)) in disk.end_read(id).into_iter().zip(&checksums).enumerate() {
-                    assert_eq!(checksum(&block[..]), *sum, "a block read from the store does not match");
+                for (index, (block, sum)) in
+                    disk.end_read(id).into_iter().zip(&checksums).enumerate()
+                {
+                    assert_eq!(
+                        checksum(&block[..]),
+                        *sum,
+                        "a block read from the store does not match"
+                    );
                     process.buffers.set(BufferId(buffer.0 + index as u32), block);
                 }
                 self.feed_shard(node, shard, ShardEvent::Read { io, result: Ok(()) });
             }
             Kind::Fill { buffer, keep, checksum: expected } => {
                 let source = disk.end_read(id).pop().expect("one block was read");
-                assert_eq!(checksum(&source[..]), expected, "a block read from the store does not match");
+                assert_eq!(
+                    checksum(&source[..]),
+                    expected,
+                    "a block read from the store does not match"
+                );
                 let sum = fill(process, buffer, &keep, &source);
                 self.feed_shard(node, shard, ShardEvent::Filled { io, result: Ok(sum) });
             }
+        }
+    }
+
+    /// A write or a flush ends badly; of a write nothing is known.
+    fn fail_operation(&mut self, node: usize, id: u64, shard: Option<ShardId>, io: IoToken) {
+        self.counts.device_failures += 1;
+        self.process(node).has_failed = true;
+        self.nodes[node].disk.abandon_write(id, &mut self.random);
+        let result = Err(IoFailure::Device);
+        match shard {
+            Some(shard) => self.feed_shard(node, shard, ShardEvent::Done { io, result }),
+            None => self.feed_coordinator(node, CoordinatorEvent::Done { io, result }),
         }
     }
 
@@ -107,7 +143,9 @@ impl World {
         let borrowed = self.process(node).buffers.borrow(want, shard.0, &mut random);
         self.random = random;
         match borrowed {
-            Some((first, count)) => self.feed_shard(node, shard, ShardEvent::Borrowed { io, first, count }),
+            Some((first, count)) => {
+                self.feed_shard(node, shard, ShardEvent::Borrowed { io, first, count })
+            }
             None => {
                 let life = self.nodes[node].life;
                 self.soon(50_000, Event::Node(node, life, NodeEvent::Borrow(shard, io, want)));
@@ -136,7 +174,13 @@ impl World {
         (&mut node.disk, node.process.as_mut().expect("the process lives"))
     }
 
-    fn shard_action(&mut self, node: usize, shard: ShardId, action: ShardAction, now: &mut VecDeque<Immediate>) {
+    fn shard_action(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        action: ShardAction,
+        now: &mut VecDeque<Immediate>,
+    ) {
         let delay_ns = self.options.disk_delay_ns;
         match action {
             ShardAction::Answer(answer) => self.answered(node, shard, answer),
@@ -145,9 +189,14 @@ impl World {
                 self.admit(node, shard, request);
             }
             ShardAction::WriteData { io, block, buffers } => {
-                let contents = buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
+                let contents =
+                    buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
                 let kind = Kind::WriteData { buffers };
-                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                let id = self.begin_operation(
+                    node,
+                    delay_ns,
+                    Operation { shard: Some(shard), io, kind },
+                );
                 self.nodes[node].disk.begin_write(id, block.0, contents);
             }
             ShardAction::Verify { io, buffer, checksums } => {
@@ -155,19 +204,30 @@ impl World {
                 let good = checksums.iter().enumerate().all(|(index, sum)| {
                     checksum(&buffers.get(BufferId(buffer.0 + index as u32))[..]) == *sum
                 });
-                now.push_back(Immediate::Verified(io, if good { Ok(()) } else { Err(IoFailure::Checksum) }));
+                now.push_back(Immediate::Verified(
+                    io,
+                    if good { Ok(()) } else { Err(IoFailure::Checksum) },
+                ));
             }
             ShardAction::WriteMetadata { io, block, bytes } => {
                 let is_header = self.options.geometry.header_copies(shard).contains(&block);
                 self.counts.headers += u64::from(is_header);
                 let kind = Kind::WriteMetadata;
-                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                let id = self.begin_operation(
+                    node,
+                    delay_ns,
+                    Operation { shard: Some(shard), io, kind },
+                );
                 self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
             }
             ShardAction::ReadData { io, block, buffer, checksums } => {
                 let count = checksums.len() as u64;
                 let kind = Kind::ReadData { buffer, checksums };
-                let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                let id = self.begin_operation(
+                    node,
+                    delay_ns,
+                    Operation { shard: Some(shard), io, kind },
+                );
                 self.nodes[node].disk.begin_read(id, block.0, count);
             }
             ShardAction::ReadMetadata { io, block, count } => {
@@ -187,7 +247,11 @@ impl World {
                     FillSource::Buffer(from) => self.process(node).buffers.get(from).clone(),
                     FillSource::Device(block, checksum) => {
                         let kind = Kind::Fill { buffer, keep, checksum };
-                        let id = self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind });
+                        let id = self.begin_operation(
+                            node,
+                            delay_ns,
+                            Operation { shard: Some(shard), io, kind },
+                        );
                         self.nodes[node].disk.begin_read(id, block.0, 1);
                         return;
                     }
@@ -208,7 +272,9 @@ impl World {
                 let process = self.process(node);
                 buffers.into_iter().for_each(|buffer| process.buffers.free(buffer, shard.0));
             }
-            ShardAction::Post { io, message, placement } => self.post(node, shard, io, message, placement),
+            ShardAction::Post { io, message, placement } => {
+                self.post(node, shard, io, message, placement)
+            }
             ShardAction::CloseLane(fault) => {
                 let reason = match fault {
                     LaneFault::Protocol(reason) => reason,
@@ -234,10 +300,17 @@ impl World {
             }
             Report::Applied { cp, root } => {
                 let roots = self.sealed_roots.get(&(shard, *cp));
-                assert!(roots.is_some_and(|roots| roots.contains(root)), "shard {shard} applied CP {cp}: unknown root");
+                assert!(
+                    roots.is_some_and(|roots| roots.contains(root)),
+                    "shard {shard} applied CP {cp}: unknown root"
+                );
             }
-            Report::Diverged { cp, .. } => panic!("roots differ at CP {cp} in shard {shard} of node {node}"),
-            Report::Failed => panic!("shard {shard} of node {node} failed"),
+            Report::Diverged { cp, .. } => {
+                panic!("roots differ at CP {cp} in shard {shard} of node {node}")
+            }
+            Report::Failed => {
+                assert!(self.process(node).has_failed, "shard {shard} of node {node} failed")
+            }
             _ => {}
         }
     }
@@ -259,7 +332,13 @@ impl World {
             .collect();
         match self.lane_arrival(node, shard) {
             Some((connection, time)) => {
-                self.at(time, Event::Wire(connection, WireEvent::Sent { node, shard, io, message, placement, contents }));
+                self.at(
+                    time,
+                    Event::Wire(
+                        connection,
+                        WireEvent::Sent { node, shard, io, message, placement, contents },
+                    ),
+                );
             }
             None => {
                 let life = self.nodes[node].life;
@@ -276,7 +355,12 @@ impl World {
 }
 
 /// Completes a partial block; gives the whole block's checksum.
-fn fill(process: &mut Process, buffer: BufferId, keep: &std::ops::Range<usize>, source: &Block) -> Checksum {
+fn fill(
+    process: &mut Process,
+    buffer: BufferId,
+    keep: &std::ops::Range<usize>,
+    source: &Block,
+) -> Checksum {
     let bytes = process.buffers.edit(buffer);
     bytes[..keep.start].copy_from_slice(&source[..keep.start]);
     bytes[keep.end..].copy_from_slice(&source[keep.end..]);

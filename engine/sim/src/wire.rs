@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use twinpoint_core::contract::{Command, CoordinatorEvent, IoToken, PeerSession, Refusal, Reply, ShardEvent};
+use twinpoint_core::contract::{
+    Command, CoordinatorEvent, IoToken, PeerSession, Refusal, Reply, ShardEvent,
+};
 use twinpoint_core::message::Hello;
 use twinpoint_core::units::{BufferId, CpNumber, ShardId};
 
@@ -92,7 +94,12 @@ impl World {
     pub fn dial(&mut self, node: usize) {
         self.soon(5_000_000, Event::Dial(node));
         let has_side = self.side_of(node).is_some();
-        if !self.options.paired || !self.network_is_up || !self.is_alive(node) || has_side || self.is_pair_broken {
+        if !self.options.paired
+            || !self.network_is_up
+            || !self.is_alive(node)
+            || has_side
+            || self.is_pair_broken
+        {
             return;
         }
         if self.process(node).is_stopped || !self.is_primary(node) {
@@ -116,7 +123,12 @@ impl World {
                 let decoded = Hello::decode(&hello.encode()).expect("a hello comes back");
                 assert_eq!(decoded, *hello, "a hello comes back");
                 let delay_ns = self.options.wire_delay_ns;
-                self.enqueue(peer, Queue::Control, delay_ns, NodeEvent::PeerHello(ticket, Box::new(decoded)));
+                self.enqueue(
+                    peer,
+                    Queue::Control,
+                    delay_ns,
+                    NodeEvent::PeerHello(ticket, Box::new(decoded)),
+                );
             }
             (TicketUse::PeerHello { dialer, dialer_life, hello }, Reply::Hello(theirs)) => {
                 if self.nodes[dialer].life == dialer_life {
@@ -125,15 +137,20 @@ impl World {
                     self.ask(dialer, what, Command::Judge(theirs));
                 }
             }
-            (TicketUse::PeerHello { dialer, .. }, Reply::Refused(refusal)) => self.refused(dialer, node, &refusal),
+            (TicketUse::PeerHello { dialer, .. }, Reply::Refused(refusal)) => {
+                self.refused(dialer, node, &refusal)
+            }
             (TicketUse::Judge { theirs, ours, peer_life: life }, Reply::Accepted(from)) => {
                 assert_eq!(from, theirs.last, "the secondary goes on where it is");
-                if life == peer_life && self.side_of(peer).is_none() && self.side_of(node).is_none() {
+                if life == peer_life && self.side_of(peer).is_none() && self.side_of(node).is_none()
+                {
                     self.connect(node, *ours, *theirs);
                 }
             }
-            (TicketUse::Judge { .. }, Reply::Refused(refusal)) => self.refused(node, peer, &refusal),
-            (TicketUse::DialHello, Reply::Refused(Refusal::SessionEnding)) => {}
+            (TicketUse::Judge { .. }, Reply::Refused(refusal)) => {
+                self.refused(node, peer, &refusal)
+            }
+            (TicketUse::DialHello, Reply::Refused(_)) => {}
             (what, reply) => panic!("{what:?} was answered {reply:?}"),
         }
     }
@@ -153,7 +170,13 @@ impl World {
         let hello = connection.sides[node].hello.clone();
         let buffers = &self.process(node).buffers;
         let lanes = (0..shards)
-            .map(|shard| if lends { ((buffers.lent(shard, lent), lent), 0) } else { ((BufferId(0), 0), lent) })
+            .map(|shard| {
+                if lends {
+                    ((buffers.lent(shard, lent), lent), 0)
+                } else {
+                    ((BufferId(0), 0), lent)
+                }
+            })
             .collect();
         let session = PeerSession { hello, lanes };
         self.feed_coordinator(node, CoordinatorEvent::PeerUp(Box::new(session)));
@@ -234,16 +257,26 @@ impl World {
                 }
                 let goes = !connection.is_broken;
                 let time = connection.arrival((node, Some(shard), false), now + delay_ns);
-                for (buffer, block) in placement.iter().flat_map(|(buffers, _)| buffers).zip(&contents) {
-                    assert!(self.process(node).buffers.get(*buffer) == block, "buffer {buffer} changed while it was sent");
+                for (buffer, block) in
+                    placement.iter().flat_map(|(buffers, _)| buffers).zip(&contents)
+                {
+                    assert!(
+                        self.process(node).buffers.get(*buffer) == block,
+                        "buffer {buffer} changed while it was sent"
+                    );
                 }
                 if goes {
                     let placed = placement.map(|(_, target)| (target, contents));
-                    self.at(time, Event::Wire(id, WireEvent::Lane { to: 1 - node, shard, message, placed }));
+                    self.at(
+                        time,
+                        Event::Wire(id, WireEvent::Lane { to: 1 - node, shard, message, placed }),
+                    );
                 }
                 self.posted(node, shard, io);
             }
-            WireEvent::Lane { to, shard, message, placed } => self.lane_arrived(id, to, shard, message, placed),
+            WireEvent::Lane { to, shard, message, placed } => {
+                self.lane_arrived(id, to, shard, message, placed)
+            }
             WireEvent::Control { to, message } => match connection.sides[to].state {
                 SideState::Coming => connection.sides[to].held_control.push_back(message),
                 SideState::Up => self.feed_coordinator(to, CoordinatorEvent::PeerMessage(message)),
@@ -279,8 +312,12 @@ impl World {
 
     /// The connection of which a node is a side.
     pub fn side_of(&self, node: usize) -> Option<u64> {
-        let lives = |side: &Side| side.state != SideState::Gone && side.life == self.nodes[node].life;
-        self.connections.iter().find(|(_, connection)| lives(&connection.sides[node])).map(|(id, _)| *id)
+        let lives =
+            |side: &Side| side.state != SideState::Gone && side.life == self.nodes[node].life;
+        self.connections
+            .iter()
+            .find(|(_, connection)| lives(&connection.sides[node]))
+            .map(|(id, _)| *id)
     }
 
     fn connect(&mut self, dialer: usize, dialer_hello: Hello, peer_hello: Hello) {
@@ -293,7 +330,8 @@ impl World {
             held_lane: (0..shards).map(|_| VecDeque::new()).collect(),
             held_control: VecDeque::new(),
         };
-        let connection = Connection { is_broken: false, sides: [side(0), side(1)], arrivals: BTreeMap::new() };
+        let connection =
+            Connection { is_broken: false, sides: [side(0), side(1)], arrivals: BTreeMap::new() };
         let id = self.connection_next;
         self.connection_next += 1;
         self.connections.insert(id, connection);
@@ -307,7 +345,11 @@ impl World {
     fn refused(&mut self, primary: usize, secondary: usize, refusal: &Refusal) {
         self.note(|| format!("the pair cannot be: {refusal:?}"));
         match refusal {
-            Refusal::SessionEnding | Refusal::Rewind(_) | Refusal::Stopping | Refusal::SameRole => {}
+            Refusal::SessionEnding
+            | Refusal::StoreFailed
+            | Refusal::Rewind(_)
+            | Refusal::Stopping
+            | Refusal::SameRole => {}
             Refusal::StaleTerm { .. } => self.deposed(primary),
             Refusal::Branch { common, .. } => self.drop_branch(secondary, *common),
             Refusal::TooFarBehind { .. } => self.pair_broke(refusal),
@@ -338,18 +380,30 @@ impl World {
         }
         let first = self.process(to).buffers.lent(index, lent);
         let placed = placed.map(|(target, contents)| {
-            assert!(target as usize + contents.len() <= lent as usize, "placed outside of the lent memory");
+            assert!(
+                target as usize + contents.len() <= lent as usize,
+                "placed outside of the lent memory"
+            );
             (BufferId(first.0 + target), contents)
         });
         let side = &mut self.connections.get_mut(&id).expect("the caller looked").sides[to];
-        if side.state == SideState::Coming || !side.open_lanes[index] || !side.held_lane[index].is_empty() {
+        if side.state == SideState::Coming
+            || !side.open_lanes[index]
+            || !side.held_lane[index].is_empty()
+        {
             side.held_lane[index].push_back((message, placed));
         } else {
             self.deliver_lane(to, shard, &message, placed);
         }
     }
 
-    fn deliver_lane(&mut self, node: usize, shard: ShardId, message: &[u8], placed: Option<(BufferId, Vec<Block>)>) {
+    fn deliver_lane(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        message: &[u8],
+        placed: Option<(BufferId, Vec<Block>)>,
+    ) {
         let placed = placed.map(|(first, contents)| {
             let count = contents.len() as u32;
             for (index, block) in contents.into_iter().enumerate() {

@@ -8,7 +8,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
 
-use twinpoint_core::contract::{Command, CoordinatorEvent, IoToken, Order, Report, ShardEvent, Ticket};
+use twinpoint_core::contract::{
+    Command, CoordinatorEvent, IoToken, Order, Report, ShardEvent, Ticket,
+};
 use twinpoint_core::message::{Hello, Role};
 use twinpoint_core::recovery::format;
 use twinpoint_core::request::{Request, Tag};
@@ -130,6 +132,7 @@ pub(crate) enum Event {
     Start(usize, Option<CpNumber>),
     Fault,
     NetworkBack,
+    Kill(usize, bool),
     Promote(usize, bool),
 }
 
@@ -261,6 +264,7 @@ impl World {
             Event::Start(node, ceiling) => self.start_node(node, ceiling),
             Event::Fault => self.fault(),
             Event::NetworkBack => self.network_is_up = true,
+            Event::Kill(node, power_cut) => self.kill_for_a_while(node, power_cut),
             Event::Promote(node, force) => self.promote(node, force),
         }
         true
@@ -287,7 +291,9 @@ impl World {
                     self.open_lane(node, shard);
                 }
             }
-            NodeEvent::Report(shard, report) => self.feed_coordinator(node, CoordinatorEvent::Report(shard, report)),
+            NodeEvent::Report(shard, report) => {
+                self.feed_coordinator(node, CoordinatorEvent::Report(shard, report))
+            }
             NodeEvent::Disk(operation) => self.disk_done(node, operation),
             NodeEvent::Borrow(shard, io, want) => self.borrow(node, shard, io, want),
             NodeEvent::Posted(shard, io) => self.posted(node, shard, io),

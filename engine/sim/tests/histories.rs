@@ -30,9 +30,14 @@ fn fresh_histories_break_no_rule() {
 
 #[test]
 fn histories_that_once_broke_a_rule_break_none() {
-    let lines = include_str!("../seeds.txt").lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let lines =
+        include_str!("../seeds.txt").lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let first_words = lines.filter_map(|line| line.split_whitespace().next());
-    play(&first_words.map(|word| word.parse().expect("a line begins with a seed")).collect::<Vec<u64>>());
+    play(
+        &first_words
+            .map(|word| word.parse().expect("a line begins with a seed"))
+            .collect::<Vec<u64>>(),
+    );
 }
 
 #[test]

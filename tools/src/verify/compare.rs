@@ -201,7 +201,10 @@ fn as_of(
     }
     match recover_read_only(&store, Some(cp)) {
         Ok(earlier) => Ok((store, earlier)),
-        Err(StoreError::Recovery { error: RecoveryError::BeforeCheckpoint(_), .. }) => Err(gone()),
+        Err(StoreError::Recovery {
+            error: RecoveryError::BeforeCheckpoint(_) | RecoveryError::BeforeBase(..),
+            ..
+        }) => Err(gone()),
         Err(error) => Err(error.into()),
     }
 }

@@ -154,7 +154,8 @@ pub fn check(
         let missing = |sector: usize| matches!(image[sector], Sector::Written(found) if found < change.sequence);
         change.answered.is_some() && !change.zero && change.sectors().any(missing)
     });
-    let (count, bytes) = lost.fold((0, 0), |(n, bytes), change| (n + 1, bytes + change.count * 512));
+    let (count, bytes) =
+        lost.fold((0, 0), |(n, bytes), change| (n + 1, bytes + change.count * 512));
     Ok(Verdict { newest, lost: count, lost_bytes: bytes })
 }
 

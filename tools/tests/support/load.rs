@@ -100,10 +100,14 @@ impl Load {
     /// Waits until so many commands were sent, or the time is over.
     pub fn wait_for_commands(&self, plan: &LoadPlan, commands: u64, limit: Duration) {
         let deadline = std::time::Instant::now() + limit;
-        let sent = || plan.commands_max - self.left.load(Ordering::Relaxed).min(plan.commands_max);
-        while sent() < commands && std::time::Instant::now() < deadline {
+        while self.sent(plan) < commands && std::time::Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Commands sent until now.
+    pub fn sent(&self, plan: &LoadPlan) -> u64 {
+        plan.commands_max - self.left.load(Ordering::Relaxed)
     }
 
     /// Sends no more, waits for the answers under way or the connections' end, and tells what was done.
@@ -260,7 +264,10 @@ impl Connection {
             UnderWay::Flush(sequence) => self.record.flushes.push(sequence),
             UnderWay::Read { first, count } => {
                 if failed {
-                    self.trouble(format!("read of sector {first} + {count}: error {}", reply.error));
+                    self.trouble(format!(
+                        "read of sector {first} + {count}: error {}",
+                        reply.error
+                    ));
                 } else if let Err(text) = self.check_read(first, &reply.data) {
                     self.trouble(text);
                 }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod good_client;
 pub mod history;
 pub mod load;
 pub mod nbd_client;
@@ -12,6 +13,8 @@ pub mod node;
 pub mod pair;
 pub mod programs;
 pub mod random;
+pub mod run;
 pub mod sector;
 pub mod space;
+pub mod stranger;
 pub mod time_limit;

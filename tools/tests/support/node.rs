@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::nbd_client::NbdClient;
-use super::programs::{Outcome, twinpoint};
+use super::programs::{Outcome, PROGRAM_TIME_MAX, run, twinpoint};
 use super::time_limit::{SharedChild, end_child, note_child};
 
 /// How long a node may take to be ready, or to stop.
@@ -108,7 +108,11 @@ impl Node {
             let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
             while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
         });
-        match lines.recv_timeout(NODE_TIME_MAX).ok().and_then(|line| serde_json::from_str(&line).ok()) {
+        match lines
+            .recv_timeout(NODE_TIME_MAX)
+            .ok()
+            .and_then(|line| serde_json::from_str(&line).ok())
+        {
             Some(ready) => {
                 let ready: Value = ready;
                 assert_eq!(ready["ready"], true, "{what}: {ready}");
@@ -140,6 +144,23 @@ impl Node {
     pub fn is_running(&self) -> bool {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         child.try_wait().expect("a child can be asked").is_none()
+    }
+
+    /// SIGSTOP: the process does nothing until [`Node::thaw`], and may be killed meanwhile.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.lock().unwrap_or_else(PoisonError::into_inner).id();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("kill -{name} {id}")]);
+        run(command, PROGRAM_TIME_MAX).success();
     }
 
     /// SIGKILL, and wait until it is gone.
@@ -176,7 +197,9 @@ impl Node {
     #[track_caller]
     pub fn status(&self) -> Value {
         let reply = self.ask(&serde_json::json!({ "command": "status" }));
-        let reply = reply.unwrap_or_else(|text| panic!("status of {}: {text}; {}", self.files.name, self.files.log_end()));
+        let reply = reply.unwrap_or_else(|text| {
+            panic!("status of {}: {text}; {}", self.files.name, self.files.log_end())
+        });
         assert_eq!(reply["ok"], true, "status of {}: {reply}", self.files.name);
         reply["status"].clone()
     }
@@ -187,8 +210,9 @@ impl Node {
     /// If that fails.
     #[track_caller]
     pub fn client(&self, export: &str) -> NbdClient {
-        NbdClient::connect(&self.files.nbd, export)
-            .unwrap_or_else(|error| panic!("{}: {error}; {}", self.files.name, self.files.log_end()))
+        NbdClient::connect(&self.files.nbd, export).unwrap_or_else(|error| {
+            panic!("{}: {error}; {}", self.files.name, self.files.log_end())
+        })
     }
 
     /// The address of an export for clients of others.

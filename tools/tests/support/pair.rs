@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::load;
 use super::node::{NODE_TIME_MAX, Node, NodeFiles};
 use super::programs::twinpoint;
 use super::sector::{SECTOR_BYTES, Sector};
 use super::space::Space;
-use super::load;
 
 /// The volume of the pair.
 pub const VOLUME: &str = "disk";
@@ -90,8 +90,14 @@ impl Pair {
         let space = Space::new();
         let files = ["a", "b"].map(|name| NodeFiles::new(space.folder(), name));
         let [first, second] = own_addresses();
-        let pair =
-            Pair { space, plan, files, addresses: [first, second], nodes: [None, None], primary: 0 };
+        let pair = Pair {
+            space,
+            plan,
+            files,
+            addresses: [first, second],
+            nodes: [None, None],
+            primary: 0,
+        };
         let report = pair.format(0, None);
         let id = report["store"].as_str().expect("format tells the store's id").to_owned();
         if pair.plan.paired {
@@ -105,7 +111,8 @@ impl Pair {
     fn format(&self, index: usize, store_id: Option<&str>) -> Value {
         let path = self.store_path(index);
         let shards = self.plan.shards.to_string();
-        let mut arguments = vec!["format", &path, "--size", self.plan.store_size, "--shards", &shards];
+        let mut arguments =
+            vec!["format", &path, "--size", self.plan.store_size, "--shards", &shards];
         arguments.extend(["--journal", self.plan.journal, "--prefill", "none", "--json"]);
         arguments.extend(store_id.iter().flat_map(|id| ["--store-id", id]));
         serde_json::from_str(&twinpoint(&arguments).success()).expect("format prints JSON")
@@ -230,13 +237,15 @@ impl Pair {
     pub fn wait_in_step(&self, limit: Duration) -> Result<u64, String> {
         let deadline = Instant::now() + limit;
         loop {
-            let (primary, secondary) = (self.primary().status(), self.node(1 - self.primary).status());
+            let (primary, secondary) =
+                (self.primary().status(), self.node(1 - self.primary).status());
             let cp = |status: &Value| status["cp"]["local"].as_u64().expect("a CP's number");
             let connected = primary["peer"]["state"] == "connected";
             let idle = primary["cp"]["open"].as_u64() == Some(cp(&primary) + 1);
             if connected && idle && cp(&primary) == cp(&secondary) {
                 assert_eq!(
-                    primary["root"], secondary["root"],
+                    primary["root"],
+                    secondary["root"],
                     "roots at CP {}: {primary}\n{secondary}",
                     cp(&primary)
                 );

@@ -28,7 +28,8 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [what, stdout, stderr] = [&self.what, &self.stdout, &self.stderr].map(|text| clip(text));
+        let [what, stdout, stderr] =
+            [&self.what, &self.stdout, &self.stderr].map(|text| clip(text));
         write!(f, "{what}\nexit code: {:?}\nstdout: {stdout}\nstderr: {stderr}", self.code)
     }
 }

@@ -74,9 +74,9 @@ fn checksum(sector: &[u8]) -> u32 {
 }
 
 fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(crc, |crc, byte| {
-        CRC_TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8)
-    })
+    bytes
+        .iter()
+        .fold(crc, |crc, byte| CRC_TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8))
 }
 
 static CRC_TABLE: [u32; 256] = crc_table();

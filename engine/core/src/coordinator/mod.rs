@@ -120,6 +120,8 @@ pub struct Coordinator {
     holding: bool,
     /// A shard's journal or region is full of what only the base needs.
     held_by_base: bool,
+    /// The superblock is being told that the base is given up: until it knows, nothing is reused.
+    giving_up_base: bool,
 
     peer: Peer,
     /// The superblock is being told that this side carries on alone.
@@ -209,6 +211,7 @@ impl Coordinator {
             replies: VecDeque::new(),
             holding: false,
             held_by_base: false,
+            giving_up_base: false,
             peer,
             going_alone: false,
             stopping: None,
@@ -261,7 +264,10 @@ impl Coordinator {
     /// When [`CoordinatorEvent::Tick`] is wanted at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let may_seal = !self.closing && self.has_room_for_point();
+        if self.failed {
+            return None;
+        }
+        let may_seal = !self.closing && self.superblock_allows() && self.has_room_for_point();
         let seal = may_seal.then_some(self.open_since).flatten();
         let seal = seal.map(|since| since.after(self.options.cp_interval_ns));
         seal.into_iter().chain(self.peer_timeout()).min()

@@ -259,10 +259,15 @@ impl Coordinator {
         match self.role {
             Role::Primary if !self.superblock.paired => self.committed,
             // Given up, and nobody is there who needs it.
-            Role::Primary if self.superblock.base_given_up && !self.peer.is_up() => self.committed,
+            Role::Primary if self.has_given_up_base() && !self.giving_up_base => self.committed,
             Role::Primary => self.committed.min(self.peer.durable),
             Role::Secondary => self.committed.min(self.peer.told_base),
         }
+    }
+
+    /// The base is given up, and nobody is there who needs it.
+    pub(super) fn has_given_up_base(&self) -> bool {
+        self.role == Role::Primary && self.superblock.base_given_up && !self.peer.is_up()
     }
 
     /// One hash over the shards' roots at the last committed CP.
@@ -276,7 +281,7 @@ impl Coordinator {
         self.points.retain(|point| point.ordered || !follows || point.cp <= self.committed);
     }
 
-    fn superblock_allows(&self) -> bool {
+    pub(super) fn superblock_allows(&self) -> bool {
         // Before a deposed or promoted primary's superblock is durable nothing new begins.
         self.promoting.is_none()
     }
@@ -356,6 +361,7 @@ impl Coordinator {
         }
         self.held_by_base = false;
         self.superblock.base_given_up = true;
+        self.giving_up_base = true;
         self.log(format!(
             "space is short: the base CP {} is given up; the peer, which was last in step there, must be formatted \
              and copied anew",

@@ -56,7 +56,7 @@ impl Coordinator {
         }
         self.superblock.sequence += 1;
         self.superblock.committed = self.committed;
-        self.superblock.base = self.base();
+        self.superblock.base = if self.has_given_up_base() { self.committed } else { self.base() };
         let bytes = self.superblock.encode();
         let then = std::mem::take(&mut self.superblock_job.queued);
         let io = self.start();
@@ -96,7 +96,10 @@ impl Coordinator {
                 self.peer.alone = true;
                 self.answer_waiters();
             }
-            Then::BaseGivenUp => self.announce_commit(),
+            Then::BaseGivenUp => {
+                self.giving_up_base = false;
+                self.announce_commit();
+            }
             Then::Hello(ticket) => self.answer_hello(ticket),
             Then::Promoted(ticket, last) => self.promoted(ticket, last),
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),

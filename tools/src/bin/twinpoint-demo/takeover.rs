@@ -23,9 +23,9 @@ const REFUSED: i32 = 6;
 pub struct Takeover {
     /// The new term.
     pub term: u64,
-    /// The last CP before it, and its root.
+    /// The last CP before it.
     pub cp: u64,
-    /// See `cp`.
+    /// The root there, as the running node tells it.
     pub root: String,
     /// From the kill to the first answered read.
     pub from_kill: Duration,
@@ -48,14 +48,15 @@ pub fn take_over(
     first.kill()?;
     let (commanded, reply) = promote(twinpoint, second, killed, narrator)?;
     first_read(second.nbd(), volume, killed, narrator)?;
-    let number = |field: &str| reply[field].as_u64().unwrap_or_default();
-    Ok(Takeover {
-        term: number("term"),
-        cp: number("cp"),
-        root: reply["root"].as_str().unwrap_or_default().to_owned(),
-        from_kill: killed.elapsed(),
-        from_command: commanded.elapsed(),
-    })
+    let (from_kill, from_command) = (killed.elapsed(), commanded.elapsed());
+    let status = second.status()?;
+    let cp = reply["cp"].as_u64().unwrap_or_default();
+    // Nobody has written since, so this is still the newest.
+    if status.cp.local != cp || Some(status.term) != reply["term"].as_u64() {
+        let said = format!("{reply}, then CP {} in term {}", status.cp.local, status.term);
+        return Err(Trouble::Garbled { program: "the new primary".to_owned(), said });
+    }
+    Ok(Takeover { term: status.term, cp, root: status.root, from_kill, from_command })
 }
 
 /// Promotes; a secondary that has not yet seen its primary's end refuses, and is asked again.
