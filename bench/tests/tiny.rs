@@ -13,7 +13,7 @@ fn bench(arguments: &[&str], folder: &Path) -> String {
         .arg("--out")
         .arg(folder.join("out"))
         .output()
-        .unwrap();
+        .expect("the program was built with this test");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{error}");
     assert!(!folder.join("stores").exists(), "the stores were left behind");

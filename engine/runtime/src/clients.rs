@@ -73,8 +73,13 @@ impl Clients {
         });
         let base = (worker as u64) << WORKER_SHIFT | (index as u64) << CLIENT_SHIFT;
         let session = NbdSession::new(base);
-        self.all[index] =
-            Some(Client { socket: TcpStream::from(socket), session, receiving: false, sending: false, closing: false });
+        self.all[index] = Some(Client {
+            socket: TcpStream::from(socket),
+            session,
+            receiving: false,
+            sending: false,
+            closing: false,
+        });
         index
     }
 
@@ -111,7 +116,8 @@ impl Clients {
     /// A flush of one of these clients is done, or failed.
     pub fn flushed(&mut self, tag: Tag, done: bool, host: &mut HostPort<'_>) -> usize {
         let index = client_of(tag);
-        let client = self.all[index].as_mut().expect("a client lives until its flushes were answered");
+        let client =
+            self.all[index].as_mut().expect("a client lives until its flushes were answered");
         client.session.flushed(tag, done, host);
         index
     }

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use hdrhistogram::Histogram;
 use rdma_fallback::Wire;
 use twinpoint_core::contract::{
-    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, PeerSession, Reply, Report, Ticket,
+    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, PeerSession, Reply, Report,
+    Ticket,
 };
 use twinpoint_core::coordinator::Coordinator;
 use twinpoint_core::request::Tag;
@@ -61,7 +62,8 @@ pub(crate) struct Latencies {
 
 impl Latencies {
     pub fn new() -> Latencies {
-        let histogram = || Histogram::new_with_bounds(1_000, 1_000_000_000_000, 2).expect("sound bounds");
+        let histogram =
+            || Histogram::new_with_bounds(1_000, 1_000_000_000_000, 2).expect("sound bounds");
         Latencies { written: histogram(), durable: histogram(), confirmed: histogram() }
     }
 }
@@ -211,7 +213,10 @@ impl Worker {
             }
             CoordinatorAction::Flush { io } => self.store.flush(None, io),
             CoordinatorAction::WriteMetadata { io, block, bytes } => {
-                self.shared.traffic.device_metadata.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.shared
+                    .traffic
+                    .device_metadata
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 self.store.write_metadata(None, io, block, &bytes);
             }
             CoordinatorAction::AnswerFlush(tag, done) => {
@@ -236,13 +241,15 @@ impl Worker {
             CoordinatorAction::Log(text) => eprintln!("twinpoint: {text}"),
             CoordinatorAction::Timing { written_ns, durable_ns } => {
                 let port = self.coordinator.as_ref().expect("it acts");
-                let mut latencies = port.latencies.lock().expect("nobody panics with the latencies");
+                let mut latencies =
+                    port.latencies.lock().expect("nobody panics with the latencies");
                 latencies.written.saturating_record(written_ns);
                 latencies.durable.saturating_record(durable_ns);
             }
             CoordinatorAction::Confirmed { confirmed_ns } => {
                 let port = self.coordinator.as_ref().expect("it acts");
-                let mut latencies = port.latencies.lock().expect("nobody panics with the latencies");
+                let mut latencies =
+                    port.latencies.lock().expect("nobody panics with the latencies");
                 latencies.confirmed.saturating_record(confirmed_ns);
             }
             CoordinatorAction::Restart(cp) => self.exit(Exit::Restart(cp)),
@@ -324,7 +331,9 @@ impl Worker {
         let NewSession { hello, control, lanes, lent_blocks } = session;
         let port = self.coordinator.as_mut().expect("calls go to worker 0");
         if !port.coordinator.session_is_over() || port.peer.is_some() {
-            eprintln!("twinpoint: a session came before the last one ended; the peer will dial again");
+            eprintln!(
+                "twinpoint: a session came before the last one ended; the peer will dial again"
+            );
             return Ok(());
         }
         port.session += 1;
@@ -397,7 +406,9 @@ impl Worker {
             return Ok(false);
         }
         let mut peer = port.peer.take().expect("it was just there");
-        let Some(mut wire) = peer.begin_poll() else { panic!("a wire is out only while it is polled") };
+        let Some(mut wire) = peer.begin_poll() else {
+            panic!("a wire is out only while it is polled")
+        };
         let mut messages: Vec<Vec<u8>> = Vec::new();
         let mut closed = None;
         let progress = wire.poll(&mut |event| {
@@ -432,4 +443,3 @@ impl Worker {
         Ok(true)
     }
 }
-

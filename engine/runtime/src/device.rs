@@ -470,11 +470,7 @@ fn open_direct(
 }
 
 /// Locks the store; tells whether another process has it in use, which is an error for the exclusive mode.
-fn lock(
-    file: &File,
-    path: &Path,
-    mode: OpenMode,
-) -> Result<bool, DeviceError> {
+fn lock(file: &File, path: &Path, mode: OpenMode) -> Result<bool, DeviceError> {
     let kind = if mode == OpenMode::Exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     let attempts = if mode == OpenMode::Exclusive { LOCK_ATTEMPTS } else { LOCK_ATTEMPTS_TO_LOOK };
     for attempt in 0..attempts {

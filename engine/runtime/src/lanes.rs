@@ -56,10 +56,18 @@ impl LanePort {
     }
 
     /// Queues a post. Buffers that follow each other make one span.
-    pub fn post(&mut self, arena: &Arena, io: IoToken, message: Vec<u8>, placement: Option<(&[BufferId], u32)>) {
+    pub fn post(
+        &mut self,
+        arena: &Arena,
+        io: IoToken,
+        message: Vec<u8>,
+        placement: Option<(&[BufferId], u32)>,
+    ) {
         let (sources, target) = match placement {
             None => (Vec::new(), 0),
-            Some((buffers, block)) => (spans(arena, buffers), u64::from(block) * BLOCK_BYTES as u64),
+            Some((buffers, block)) => {
+                (spans(arena, buffers), u64::from(block) * BLOCK_BYTES as u64)
+            }
         };
         self.waiting.push_back(Post { io, message, sources, target });
         self.has_more = true;
@@ -106,13 +114,17 @@ impl LanePort {
         let (first, count) = self.lend;
         let index = u32::try_from(span.offset / BLOCK_BYTES as u64).unwrap_or(u32::MAX);
         let length = span.length.div_ceil(BLOCK_BYTES as u32);
-        assert!(index < count && length <= count - index, "the wire placed outside of the lent span");
+        assert!(
+            index < count && length <= count - index,
+            "the wire placed outside of the lent span"
+        );
         (BufferId(first.0 + index), length)
     }
 
     /// Whether a placement has whole blocks only.
     pub fn is_aligned(span: Span) -> bool {
-        span.offset.is_multiple_of(BLOCK_BYTES as u64) && span.length.is_multiple_of(BLOCK_BYTES as u32)
+        span.offset.is_multiple_of(BLOCK_BYTES as u64)
+            && span.length.is_multiple_of(BLOCK_BYTES as u32)
     }
 
     /// The wire is closed: every post that was not answered.
@@ -133,7 +145,9 @@ impl LanePort {
                     self.has_more = true;
                 }
                 Err(PostError::Full | PostError::Closed) => return,
-                Err(error @ PostError::TooLarge { .. }) => panic!("the core keeps within the wire's limits: {error}"),
+                Err(error @ PostError::TooLarge { .. }) => {
+                    panic!("the core keeps within the wire's limits: {error}")
+                }
             }
         }
     }
@@ -193,7 +207,9 @@ mod tests {
         let progress = wire.poll(&mut |event| {
             let reason = deliver(port, event, &mut |_, event| match event {
                 LaneEvent::Posted(io) => seen.push(format!("posted {}", io.0)),
-                LaneEvent::Message(bytes, placed) => seen.push(format!("message {bytes:?} {placed:?}")),
+                LaneEvent::Message(bytes, placed) => {
+                    seen.push(format!("message {bytes:?} {placed:?}"))
+                }
             });
             closed = closed.take().or(reason);
         });

@@ -2,8 +2,8 @@
 pub mod buffers;
 mod calls;
 mod clients;
-mod coordinator_port;
 pub mod control;
+mod coordinator_port;
 pub mod device;
 pub mod gate;
 mod lanes;

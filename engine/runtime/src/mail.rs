@@ -86,7 +86,8 @@ pub(crate) fn connect(
         .collect();
     for from in 0..count {
         for to in (0..count).filter(|to| *to != from && (*to < workers || from < workers)) {
-            let (producer, consumer) = ring(if to < workers { ring_entries } else { local_entries });
+            let (producer, consumer) =
+                ring(if to < workers { ring_entries } else { local_entries });
             boxes[from].outgoing[to].producer = Some(producer);
             boxes[to].incoming[from] = Some(consumer);
         }
@@ -163,7 +164,8 @@ mod tests {
     use crate::wake::{Sleeper, waker};
 
     fn pair(ring_entries: usize) -> (Vec<Mailbox>, Vec<Sleeper>) {
-        let (wakers, sleepers): (Vec<_>, Vec<_>) = (0..2).map(|_| waker().expect("an eventfd")).unzip();
+        let (wakers, sleepers): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| waker().expect("an eventfd")).unzip();
         (connect(&wakers, 2, ring_entries, ring_entries), sleepers)
     }
 
@@ -200,7 +202,8 @@ mod tests {
             boxes[1].send(1, Mail::Flush(Tag(tag)));
         }
         assert!(boxes[1].has_room(1));
-        let taken: Vec<u64> = std::iter::from_fn(|| boxes[1].take(1)).map(|mail| number(&mail)).collect();
+        let taken: Vec<u64> =
+            std::iter::from_fn(|| boxes[1].take(1)).map(|mail| number(&mail)).collect();
         assert_eq!(taken, (0..100).collect::<Vec<_>>());
     }
 }

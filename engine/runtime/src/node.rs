@@ -42,8 +42,8 @@ use crate::shard_port::ShardPort;
 use crate::shared::Shared;
 use crate::sockets::NbdListener;
 use crate::status::{
-    CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus, PeerStatus, STATUS_SCHEMA,
-    SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
+    CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus, PeerStatus,
+    STATUS_SCHEMA, SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
 };
 use crate::store::{StoreError, open_and_recover};
 use crate::store_port::{METADATA_BUFFERS, Operations, StorePort};
@@ -139,14 +139,26 @@ impl fmt::Display for NodeError {
                 path.display()
             ),
             NodeError::Key(error) => error.fmt(f),
-            NodeError::KeyMissing => f.write_str("--peer and --listen need --key-file; make one with `twinpoint key`"),
-            NodeError::Memory { option, least_bytes } => {
-                write!(f, "{option} is too small: give at least {} MiB", least_bytes.div_ceil(1 << 20))
+            NodeError::KeyMissing => {
+                f.write_str("--peer and --listen need --key-file; make one with `twinpoint key`")
             }
-            NodeError::Core(core) => write!(f, "--cores: core {core} does not exist or may not be used"),
-            NodeError::Address(address, error) => write!(f, "{address}: {error}; choose another address"),
+            NodeError::Memory { option, least_bytes } => {
+                write!(
+                    f,
+                    "{option} is too small: give at least {} MiB",
+                    least_bytes.div_ceil(1 << 20)
+                )
+            }
+            NodeError::Core(core) => {
+                write!(f, "--cores: core {core} does not exist or may not be used")
+            }
+            NodeError::Address(address, error) => {
+                write!(f, "{address}: {error}; choose another address")
+            }
             NodeError::Uring(error) => error.fmt(f),
-            NodeError::System(error) => write!(f, "the system refused a thread, a descriptor or memory: {error}"),
+            NodeError::System(error) => {
+                write!(f, "the system refused a thread, a descriptor or memory: {error}")
+            }
         }
     }
 }
@@ -170,8 +182,8 @@ impl Node {
     pub fn start_with_local(options: NodeOptions, local_clients: usize) -> Result<Node, NodeError> {
         let key = load_key(&options)?;
         let caching = if options.buffered { Caching::BufferedAllowed } else { Caching::DirectOnly };
-        let store =
-            StoreFile::open_with(&options.store, OpenMode::Exclusive, caching).map_err(NodeError::Device)?;
+        let store = StoreFile::open_with(&options.store, OpenMode::Exclusive, caching)
+            .map_err(NodeError::Device)?;
         let recovered = open_and_recover(&store, None).map_err(NodeError::Store)?;
         check_role(&options, &recovered)?;
         let geometry = recovered.coordinator.superblock.geometry;
@@ -198,10 +210,13 @@ impl Node {
             .spawn(move || supervise(&inner, store, recovered, &plan, listeners, &started))
             .map_err(NodeError::System)?;
         if starting.recv().is_err() {
-            return Err(join(supervisor).err().unwrap_or(NodeError::System(std::io::Error::other("no worker"))));
+            return Err(join(supervisor)
+                .err()
+                .unwrap_or(NodeError::System(std::io::Error::other("no worker"))));
         }
         handle.wait_until_published(&supervisor);
-        let mut node = Node { handle, link: None, control: None, supervisor: Some(supervisor), nbd };
+        let mut node =
+            Node { handle, link: None, control: None, supervisor: Some(supervisor), nbd };
         if let Err(error) = node.start_around(key) {
             node.handle.stop();
             // The first error is the one to tell.
@@ -276,7 +291,9 @@ impl NodeHandle {
         let caller = self.inner.caller.clone();
         let stopper = move || {
             if caller.command(Command::Stop, STOP_LIMIT).is_none() {
-                eprintln!("twinpoint: the node does not settle; ending as it is, recovery will do the rest");
+                eprintln!(
+                    "twinpoint: the node does not settle; ending as it is, recovery will do the rest"
+                );
                 std::process::exit(1);
             }
         };
@@ -409,7 +426,9 @@ impl MemoryPlan {
     }
 
     fn lends(&self) -> Vec<(BufferId, u32)> {
-        (0..self.shards).map(|shard| (BufferId(self.lent_start() + shard * self.lent), self.lent)).collect()
+        (0..self.shards)
+            .map(|shard| (BufferId(self.lent_start() + shard * self.lent), self.lent))
+            .collect()
     }
 
     fn metadata_first(&self, worker: usize) -> BufferId {
@@ -417,7 +436,11 @@ impl MemoryPlan {
     }
 }
 
-fn plan_memory(options: &NodeOptions, local_clients: usize, geometry: &Geometry) -> Result<MemoryPlan, NodeError> {
+fn plan_memory(
+    options: &NodeOptions,
+    local_clients: usize,
+    geometry: &Geometry,
+) -> Result<MemoryPlan, NodeError> {
     let workers = options.cores.len().max(1) as u32;
     let shards = u32::from(geometry.shards);
     let blocks = |bytes: u64| u32::try_from(bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX / 4);
@@ -512,14 +535,21 @@ fn run_workers(
     let gate = Gate::new(workers + local_clients, committed.next());
     let arena = Arc::clone(&inner.arena);
     let counts = (workers, local_clients);
-    let shared = Arc::new(Shared::new(arena, gate, inner.geometry, counts, plan.pool, options.cp_bytes));
+    let shared =
+        Arc::new(Shared::new(arena, gate, inner.geometry, counts, plan.pool, options.cp_bytes));
     *inner.shared.lock().expect("nobody panics with it") = Some(Arc::clone(&shared));
-    let ends = (0..workers + local_clients).map(|_| waker()).collect::<Result<Vec<_>, _>>().map_err(NodeError::System)?;
+    let ends = (0..workers + local_clients)
+        .map(|_| waker())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(NodeError::System)?;
     let (wakers, sleepers): (Vec<Waker>, Vec<Sleeper>) = ends.into_iter().unzip();
     let calls = inner.caller.connect(wakers[0].clone());
     let exit = Arc::new(Mutex::new(None));
-    let mut shards: Vec<Option<Shard>> =
-        recovered.shards.into_iter().map(|image| Some(Shard::new(image, term, committed, base))).collect();
+    let mut shards: Vec<Option<Shard>> = recovered
+        .shards
+        .into_iter()
+        .map(|image| Some(Shard::new(image, term, committed, base)))
+        .collect();
     let coordinator = Coordinator::new(
         recovered.coordinator,
         options.role,
@@ -539,7 +569,8 @@ fn run_workers(
     let mut threads = Vec::new();
     let mut go = Vec::new();
     // A local client is sent at most one mail for each of its buffers and one for each of its requests.
-    let local_entries = (2 * plan.pool as usize + COMMANDS_MAX).next_power_of_two().max(options.ring_entries);
+    let local_entries =
+        (2 * plan.pool as usize + COMMANDS_MAX).next_power_of_two().max(options.ring_entries);
     let mut mailboxes = connect(&wakers, workers, options.ring_entries, local_entries);
     let mut sleepers = sleepers;
     let locals = mailboxes.drain(workers..).zip(sleepers.drain(workers..)).enumerate();
@@ -550,7 +581,8 @@ fn run_workers(
     });
     *inner.locals.lock().expect("nobody panics with them") = locals.collect();
     for (index, (mailbox, sleeper)) in mailboxes.into_iter().zip(sleepers).enumerate() {
-        let owned = (0..shards.len()).map(|s| shards[s].take_if(|_| s % workers == index)).collect();
+        let owned =
+            (0..shards.len()).map(|s| shards[s].take_if(|_| s % workers == index)).collect();
         let seed = Seed {
             index,
             shared: Arc::clone(&shared),
@@ -662,7 +694,9 @@ struct AbortOnPanic;
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("twinpoint: a worker found the impossible; the process ends, recovery will do the rest");
+            eprintln!(
+                "twinpoint: a worker found the impossible; the process ends, recovery will do the rest"
+            );
             std::process::abort();
         }
     }
@@ -675,7 +709,10 @@ fn pin(core: usize) -> Result<(), NodeError> {
 }
 
 fn duplicate(listeners: &[NbdListener]) -> Result<Vec<OwnedFd>, NodeError> {
-    listeners.iter().map(|listener| listener.socket.try_clone().map_err(NodeError::System)).collect()
+    listeners
+        .iter()
+        .map(|listener| listener.socket.try_clone().map_err(NodeError::System))
+        .collect()
 }
 
 fn coordinator_options(options: &NodeOptions) -> CoordinatorOptions {
@@ -694,7 +731,9 @@ fn coordinator_options(options: &NodeOptions) -> CoordinatorOptions {
 }
 
 fn join(thread: JoinHandle<Result<(), NodeError>>) -> Result<(), NodeError> {
-    thread.join().unwrap_or_else(|_| Err(NodeError::System(std::io::Error::other("a thread panicked"))))
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(NodeError::System(std::io::Error::other("a thread panicked"))))
 }
 
 impl NodeHandle {
@@ -728,7 +767,12 @@ impl NodeHandle {
             peer: PeerStatus {
                 state: coordinator.peer.to_owned(),
                 transport: is_up.then(|| "tcp".to_owned()),
-                address: self.inner.options.peer.clone().filter(|_| coordinator.role == Role::Primary),
+                address: self
+                    .inner
+                    .options
+                    .peer
+                    .clone()
+                    .filter(|_| coordinator.role == Role::Primary),
             },
             alone_since: coordinator.alone_since.map(|cp| cp.0),
             base_given_up: coordinator.base_given_up,

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use rdma_fallback::Wire;
-use twinpoint_core::contract::{FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent};
+use twinpoint_core::contract::{
+    FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent,
+};
 use twinpoint_core::message::LaneMessage;
 use twinpoint_core::request::{Operation, Request};
 use twinpoint_core::shard::Shard;
@@ -73,7 +75,13 @@ impl Worker {
     }
 
     /// The old contents of a block that is being filled were read.
-    pub fn shard_old(&mut self, shard: ShardId, io: IoToken, scratch: BufferId, result: Result<(), IoFailure>) {
+    pub fn shard_old(
+        &mut self,
+        shard: ShardId,
+        io: IoToken,
+        scratch: BufferId,
+        result: Result<(), IoFailure>,
+    ) {
         let result = match result {
             Ok(()) => Ok(self.finish_fill(shard, io, |worker, buffer, keep| {
                 worker.shared.arena.merge(scratch, buffer, keep);
@@ -96,7 +104,10 @@ impl Worker {
             ShardAction::Readmit(request) => self.readmit(shard, request),
             ShardAction::WriteData { io, block, buffers } => {
                 let spans = spans(&self.shared.arena, &buffers);
-                self.shared.traffic.device_data.fetch_add((buffers.len() * BLOCK_BYTES) as u64, Ordering::Relaxed);
+                self.shared
+                    .traffic
+                    .device_data
+                    .fetch_add((buffers.len() * BLOCK_BYTES) as u64, Ordering::Relaxed);
                 self.store.write(Some(shard), io, block, spans);
             }
             ShardAction::Verify { io, buffer, checksums } => {
@@ -104,26 +115,40 @@ impl Worker {
                 self.port(shard).shard.handle(ShardEvent::Done { io, result });
             }
             ShardAction::WriteMetadata { io, block, bytes } => {
-                self.shared.traffic.device_metadata.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.shared
+                    .traffic
+                    .device_metadata
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 self.store.write_metadata(Some(shard), io, block, &bytes);
             }
             ShardAction::ReadData { io, block, buffer, checksums } => {
                 self.store.read(&self.shared.arena, shard, io, block, buffer, checksums);
             }
-            ShardAction::ReadMetadata { io, block, count } => self.store.read_metadata(shard, io, block, count),
+            ShardAction::ReadMetadata { io, block, count } => {
+                self.store.read_metadata(shard, io, block, count)
+            }
             ShardAction::Flush { io } => self.store.flush(Some(shard), io),
-            ShardAction::Fill { io, buffer, keep, source } => self.fill(shard, io, buffer, keep, source),
-            ShardAction::Copy { from, to } => self.shared.arena.copy_buffer(from, to, 0..BLOCK_BYTES),
+            ShardAction::Fill { io, buffer, keep, source } => {
+                self.fill(shard, io, buffer, keep, source)
+            }
+            ShardAction::Copy { from, to } => {
+                self.shared.arena.copy_buffer(from, to, 0..BLOCK_BYTES)
+            }
             ShardAction::Zero { buffer } => self.shared.arena.zero(buffer, 0, BLOCK_BYTES),
             ShardAction::Borrow { io, want } => {
                 self.port(shard).borrows_waiting.push_back((io, want));
                 self.serve_waiting(shard);
             }
             ShardAction::Free(buffers) => self.give_back(&buffers),
-            ShardAction::Post { io, message, placement } => self.lane_post(shard, io, message, placement),
+            ShardAction::Post { io, message, placement } => {
+                self.lane_post(shard, io, message, placement)
+            }
             ShardAction::CloseLane(fault) => self.lane_fault(shard, fault),
             ShardAction::Tell(report) => {
-                if matches!(report, Report::Sealed { .. } | Report::Applied { .. } | Report::Settled) {
+                if matches!(
+                    report,
+                    Report::Sealed { .. } | Report::Applied { .. } | Report::Settled
+                ) {
                     self.gauge(shard);
                 }
                 self.mailbox.send(0, Mail::Report(shard, report));
@@ -141,7 +166,14 @@ impl Worker {
         self.mailbox.send(self.index, Mail::Request(shard, request));
     }
 
-    fn fill(&mut self, shard: ShardId, io: IoToken, buffer: BufferId, keep: std::ops::Range<usize>, source: FillSource) {
+    fn fill(
+        &mut self,
+        shard: ShardId,
+        io: IoToken,
+        buffer: BufferId,
+        keep: std::ops::Range<usize>,
+        source: FillSource,
+    ) {
         self.port(shard).fills.push((io, buffer, keep));
         match source {
             FillSource::Device(block, checksum) => {
@@ -219,9 +251,9 @@ impl Worker {
     /// After memory came back: fills and borrows of all shards, then clients.
     pub fn serve_all_waiting(&mut self) {
         for index in 0..self.shards.len() {
-            let waits = self.shards[index]
-                .as_ref()
-                .is_some_and(|port| !port.fills_waiting.is_empty() || !port.borrows_waiting.is_empty());
+            let waits = self.shards[index].as_ref().is_some_and(|port| {
+                !port.fills_waiting.is_empty() || !port.borrows_waiting.is_empty()
+            });
             if waits {
                 let shard = ShardId(u16::try_from(index).expect("few shards"));
                 self.serve_waiting(shard);
@@ -326,7 +358,9 @@ impl Worker {
 
     fn poll_lane(&mut self, shard: ShardId) -> Result<(), UringError> {
         let mut lane = self.port(shard).lane.take().expect("the caller looked");
-        let Some(mut wire) = lane.begin_poll() else { panic!("a wire is out only while it is polled") };
+        let Some(mut wire) = lane.begin_poll() else {
+            panic!("a wire is out only while it is polled")
+        };
         // The port's lane stays out during the poll; what the shard posts meanwhile is collected.
         let session = lane.session;
         let mut closed = None;
@@ -342,7 +376,9 @@ impl Worker {
             closed = closed.take().or(reason);
         });
         for (io, message, placement) in posts {
-            let placement = placement.as_ref().map(|(buffers, block): &(Vec<BufferId>, u32)| (buffers.as_slice(), *block));
+            let placement = placement
+                .as_ref()
+                .map(|(buffers, block): &(Vec<BufferId>, u32)| (buffers.as_slice(), *block));
             lane.post(&self.shared.arena, io, message, placement);
         }
         lane.end_poll(wire, progress);
@@ -371,7 +407,12 @@ impl Worker {
     }
 
     /// An event of a lane whose wire is out: posts are collected, all else is done.
-    fn lane_event(&mut self, shard: ShardId, event: ShardEvent<'_>, posts: &mut Vec<CollectedPost>) {
+    fn lane_event(
+        &mut self,
+        shard: ShardId,
+        event: ShardEvent<'_>,
+        posts: &mut Vec<CollectedPost>,
+    ) {
         self.port(shard).shard.handle(event);
         while let Some(action) = self.port(shard).shard.poll_action() {
             match action {
@@ -384,13 +425,20 @@ impl Worker {
         }
     }
 
-    fn lane_post(&mut self, shard: ShardId, io: IoToken, message: Vec<u8>, placement: Option<(Vec<BufferId>, u32)>) {
+    fn lane_post(
+        &mut self,
+        shard: ShardId,
+        io: IoToken,
+        message: Vec<u8>,
+        placement: Option<(Vec<BufferId>, u32)>,
+    ) {
         self.count_post(&message, placement.as_ref());
         let arena = &self.shared.arena;
         let port = self.shards[usize::from(shard.0)].as_mut().expect("an own shard");
         match &mut port.lane {
             Some(lane) => {
-                let placement = placement.as_ref().map(|(buffers, block)| (buffers.as_slice(), *block));
+                let placement =
+                    placement.as_ref().map(|(buffers, block)| (buffers.as_slice(), *block));
                 lane.post(arena, io, message, placement);
             }
             // The lane is gone and the core does not know yet: the post is over.
@@ -400,7 +448,11 @@ impl Worker {
 
     fn count_post(&self, message: &[u8], placement: Option<&(Vec<BufferId>, u32)>) {
         let traffic = &self.shared.traffic;
-        let counter = if LaneMessage::is_part(message) { &traffic.wire_records } else { &traffic.wire_messages };
+        let counter = if LaneMessage::is_part(message) {
+            &traffic.wire_records
+        } else {
+            &traffic.wire_messages
+        };
         counter.fetch_add(message.len() as u64, Ordering::Relaxed);
         let blocks = placement.map_or(0, |(buffers, _)| buffers.len());
         traffic.wire_data.fetch_add((blocks * BLOCK_BYTES) as u64, Ordering::Relaxed);

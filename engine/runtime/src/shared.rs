@@ -3,8 +3,8 @@
 //! Invariant: nothing here is locked on the data path; the exports' lock is taken when a client connects or leaves.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_utils::CachePadded;
 use twinpoint_core::catalog::Catalog;

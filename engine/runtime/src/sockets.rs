@@ -48,7 +48,11 @@ impl NbdListener {
             }
             NbdAddress::Unix(path) => {
                 let listener = bind_unix(path)?;
-                Ok(NbdListener { socket: listener.into(), address: address.clone(), path: Some(path.clone()) })
+                Ok(NbdListener {
+                    socket: listener.into(),
+                    address: address.clone(),
+                    path: Some(path.clone()),
+                })
             }
         }
     }

@@ -15,9 +15,7 @@ use twinpoint_core::coordinator::store_root;
 use twinpoint_core::geometry::{Geometry, GeometryError};
 use twinpoint_core::recovery::{self, BlockSource, ReadFailed, Recovered, RecoveryError};
 use twinpoint_core::superblock::{Superblock, TermStart};
-use twinpoint_core::units::{
-    BLOCK_BYTES, Checksum, CpNumber, DeviceBlock, Root, StoreId, Term,
-};
+use twinpoint_core::units::{BLOCK_BYTES, Checksum, CpNumber, DeviceBlock, Root, StoreId, Term};
 
 use crate::device::{Caching, DeviceError, OpenMode, Prefill, StoreFile};
 

@@ -59,12 +59,25 @@ enum Kind {
 
 /// One operation of the io_uring.
 enum Piece {
-    Write { offset: u64, spans: Vec<Span> },
-    Read { offset: u64, span: Span },
+    Write {
+        offset: u64,
+        spans: Vec<Span>,
+    },
+    Read {
+        offset: u64,
+        span: Span,
+    },
     Flush,
     /// Metadata to write: the bytes, which are copied into buffers when there are some.
-    MetadataWrite { block: DeviceBlock, bytes: Vec<u8> },
-    MetadataRead { block: DeviceBlock, at: usize, count: u32 },
+    MetadataWrite {
+        block: DeviceBlock,
+        bytes: Vec<u8>,
+    },
+    MetadataRead {
+        block: DeviceBlock,
+        at: usize,
+        count: u32,
+    },
 }
 
 /// What an operation under way needs at its end.
@@ -201,7 +214,8 @@ impl StorePort {
         result: i32,
     ) -> Option<Ended> {
         let under_way = operations.remove(number);
-        let work = self.works[under_way.work].as_mut().expect("work lives until its last operation");
+        let work =
+            self.works[under_way.work].as_mut().expect("work lives until its last operation");
         let whole = u32::try_from(result).is_ok_and(|moved| moved == under_way.length);
         work.failed |= !whole;
         if let (Kind::Metadata { bytes, .. }, Some(at), Some((first, count))) =
@@ -221,7 +235,12 @@ impl StorePort {
         Some(end(arena, work))
     }
 
-    fn prepare<'a>(&mut self, arena: &Arena, work: usize, piece: &'a Piece) -> Option<(UnderWay, Ready<'a>)> {
+    fn prepare<'a>(
+        &mut self,
+        arena: &Arena,
+        work: usize,
+        piece: &'a Piece,
+    ) -> Option<(UnderWay, Ready<'a>)> {
         let plain = |length| UnderWay { work, length, buffers: None, at: None };
         Some(match piece {
             Piece::Write { offset, spans } => {
@@ -235,7 +254,8 @@ impl StorePort {
                 let (first, count) = self.metadata_buffers(count)?;
                 arena.copy_in(first, 0, bytes);
                 let span = arena.span(first, count);
-                let under_way = UnderWay { work, length: span.length, buffers: Some((first, count)), at: None };
+                let under_way =
+                    UnderWay { work, length: span.length, buffers: Some((first, count)), at: None };
                 (under_way, Ready::WriteOne(offset(*block), span))
             }
             Piece::MetadataRead { block, at, count } => {
@@ -302,7 +322,11 @@ fn end(arena: &Arena, work: Work) -> Ended {
 }
 
 /// Compares buffers with their checksums.
-pub(crate) fn check(arena: &Arena, first: BufferId, checksums: &[Checksum]) -> Result<(), IoFailure> {
+pub(crate) fn check(
+    arena: &Arena,
+    first: BufferId,
+    checksums: &[Checksum],
+) -> Result<(), IoFailure> {
     match arena.verify(first, checksums) {
         None => Ok(()),
         Some(_) => Err(IoFailure::Checksum),
@@ -357,8 +381,10 @@ mod tests {
             let directory = directory.parent().expect("it lies in a folder");
             let file = tempfile::NamedTempFile::new_in(directory).expect("a file beside the test");
             file.as_file().set_len(blocks * BLOCK_BYTES as u64).expect("room");
-            let file = OpenOptions::new().read(true).write(true).open(file.path()).expect("it is there");
-            let arena = Arena::new((BUFFERS + METADATA_BUFFERS) as usize * BLOCK_BYTES).expect("memory");
+            let file =
+                OpenOptions::new().read(true).write(true).open(file.path()).expect("it is there");
+            let arena =
+                Arena::new((BUFFERS + METADATA_BUFFERS) as usize * BLOCK_BYTES).expect("memory");
             let mut uring = Uring::new(UringOptions::default()).expect("io_uring");
             uring.register_arena(&arena).expect("memory may be locked");
             uring.register_files(&[file.as_raw_fd()]).expect("a file");
@@ -371,12 +397,19 @@ mod tests {
                 self.store
                     .submit(&mut self.uring, &self.arena, &mut self.operations, |n| n as u64)
                     .expect("the ring works");
-                self.uring.submit_and_wait(Wait::For(std::time::Duration::from_secs(5))).expect("it works");
+                self.uring
+                    .submit_and_wait(Wait::For(std::time::Duration::from_secs(5)))
+                    .expect("it works");
                 let mut completions: Vec<Completion> = Vec::new();
                 self.uring.reap(&mut completions);
                 for completion in completions {
                     let number = completion.user_data as usize;
-                    let ended = self.store.completed(&self.arena, &mut self.operations, number, completion.result);
+                    let ended = self.store.completed(
+                        &self.arena,
+                        &mut self.operations,
+                        number,
+                        completion.result,
+                    );
                     if let Some(ended) = ended {
                         return ended;
                     }
@@ -393,13 +426,21 @@ mod tests {
             rig.arena.copy_in(BufferId(buffer), 0, &[buffer as u8 + 1; BLOCK_BYTES]);
         }
         rig.arena.checksum_compute(BufferId(0), 4);
-        let checksums: Vec<Checksum> = (0..4).map(|buffer| rig.arena.checksum(BufferId(buffer))).collect();
+        let checksums: Vec<Checksum> =
+            (0..4).map(|buffer| rig.arena.checksum(BufferId(buffer))).collect();
         let spans = vec![rig.arena.span(BufferId(0), 4)];
         rig.store.write(Some(shard), IoToken(1), DeviceBlock(8), spans);
         assert!(matches!(rig.next(), Ended::Done(Some(_), IoToken(1), Ok(()))));
         rig.store.flush(None, IoToken(2));
         assert!(matches!(rig.next(), Ended::Done(None, IoToken(2), Ok(()))));
-        rig.store.read(&rig.arena, shard, IoToken(3), DeviceBlock(8), BufferId(16), checksums.clone());
+        rig.store.read(
+            &rig.arena,
+            shard,
+            IoToken(3),
+            DeviceBlock(8),
+            BufferId(16),
+            checksums.clone(),
+        );
         assert!(matches!(rig.next(), Ended::Read(_, IoToken(3), Ok(()))));
         rig.store.read(&rig.arena, shard, IoToken(4), DeviceBlock(9), BufferId(16), checksums);
         assert!(matches!(rig.next(), Ended::Read(_, IoToken(4), Err(IoFailure::Checksum))));

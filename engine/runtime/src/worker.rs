@@ -50,10 +50,8 @@ pub(crate) fn lane_number(lane: u16, session: u64) -> u64 {
     u64::from(lane) | (session & 0xffff) << 16
 }
 
-const CLIENT_DATA: UserData = UserData {
-    receive: |index| RECEIVE | index as u64,
-    send: |index| SEND | index as u64,
-};
+const CLIENT_DATA: UserData =
+    UserData { receive: |index| RECEIVE | index as u64, send: |index| SEND | index as u64 };
 
 /// See the module.
 pub(crate) struct Worker {
@@ -118,7 +116,11 @@ impl Worker {
             self.sleeper.prepare();
             if self.mailbox.is_idle() && self.seals.is_empty() && !self.has_calls() {
                 let wait = self.sleep_time(now);
-                self.uring.submit_and_wait(if wait.is_zero() { Wait::No } else { Wait::For(wait) })?;
+                self.uring.submit_and_wait(if wait.is_zero() {
+                    Wait::No
+                } else {
+                    Wait::For(wait)
+                })?;
             }
             self.sleeper.awake();
         }
@@ -138,7 +140,9 @@ impl Worker {
         self.accept_when_published()?;
         self.resume_clients()?;
         if self.uring.free() > SOCKET_PLACES {
-            self.store.submit(&mut self.uring, &self.shared.arena, &mut self.operations, |n| STORE | n as u64)?;
+            self.store.submit(&mut self.uring, &self.shared.arena, &mut self.operations, |n| {
+                STORE | n as u64
+            })?;
         }
         self.mailbox.deliver();
         Ok(worked || self.ring_full)
@@ -188,7 +192,9 @@ impl Worker {
             Mail::Order(shard, order) => self.shard_event(shard, ShardEvent::Order(order)),
             Mail::Flush(tag) => self.coordinator_flush(tag),
             Mail::Report(shard, report) => self.coordinator_report(shard, report),
-            Mail::Lane(shard, session, wire, lend) => self.lane_begin(shard, session, *wire, lend)?,
+            Mail::Lane(shard, session, wire, lend) => {
+                self.lane_begin(shard, session, *wire, lend)?
+            }
             Mail::CloseLane(shard, session) => self.lane_close(shard, session),
             Mail::LaneClosed(session, reason) => self.coordinator_lane_closed(session, reason),
             Mail::Client(socket) => self.client_add(socket)?,
@@ -202,18 +208,27 @@ impl Worker {
         let number = (completion.user_data & NUMBER) as usize;
         match completion.user_data & !NUMBER {
             STORE => {
-                let ended = self.store.completed(&self.shared.arena, &mut self.operations, number, completion.result);
+                let ended = self.store.completed(
+                    &self.shared.arena,
+                    &mut self.operations,
+                    number,
+                    completion.result,
+                );
                 match ended {
                     None => {}
                     Some(Ended::Done(None, io, result)) => self.coordinator_done(io, result),
                     Some(Ended::Done(Some(shard), io, result)) => {
                         self.shard_event(shard, ShardEvent::Done { io, result });
                     }
-                    Some(Ended::Read(shard, io, result)) => self.shard_event(shard, ShardEvent::Read { io, result }),
+                    Some(Ended::Read(shard, io, result)) => {
+                        self.shard_event(shard, ShardEvent::Read { io, result })
+                    }
                     Some(Ended::Metadata(shard, io, result)) => {
                         self.shard_event(shard, ShardEvent::MetadataRead { io, result });
                     }
-                    Some(Ended::Old(shard, io, buffer, result)) => self.shard_old(shard, io, buffer, result),
+                    Some(Ended::Old(shard, io, buffer, result)) => {
+                        self.shard_old(shard, io, buffer, result)
+                    }
                 }
             }
             RECEIVE => {
@@ -330,7 +345,10 @@ impl Worker {
     }
 
     fn is_idle(&mut self) -> bool {
-        self.clients.count() == 0 && self.store.is_idle() && self.mailbox.is_idle() && self.lanes_are_closed()
+        self.clients.count() == 0
+            && self.store.is_idle()
+            && self.mailbox.is_idle()
+            && self.lanes_are_closed()
     }
 
     fn finish(&mut self, mut completions: Vec<Completion>) -> Result<(), UringError> {
@@ -346,9 +364,8 @@ impl Worker {
 
     fn sleep_time(&self, now: Instant) -> Duration {
         let timer = self.coordinator.as_ref().and_then(|port| port.next_tick());
-        let until = timer.map_or(SLEEP_MAX, |at| {
-            Duration::from_nanos(at.since(self.core_time(now)))
-        });
+        let until =
+            timer.map_or(SLEEP_MAX, |at| Duration::from_nanos(at.since(self.core_time(now))));
         until.min(SLEEP_MAX)
     }
 

@@ -120,7 +120,7 @@ impl World {
     }
 
     /// A shard answers.
-    pub fn answered(&mut self, node: usize, _shard: ShardId, answer: Answer) {
+    pub fn answered(&mut self, node: usize, answer: Answer) {
         let Some(operation) = self.take_operation(node, answer.tag.0) else { return };
         let may_fail = self.process(node).has_failed;
         match operation.kind {

@@ -112,7 +112,10 @@ impl World {
         let last = match reply {
             Reply::Promoted(_, last) => last,
             Reply::Refused(
-                Refusal::PrimaryConnected | Refusal::SessionEnding | Refusal::StoreFailed,
+                Refusal::PrimaryConnected
+                | Refusal::SessionEnding
+                | Refusal::StoreFailed
+                | Refusal::Stopping,
             ) => return,
             other => panic!("a promotion was answered {other:?}"),
         };

@@ -181,99 +181,18 @@ impl World {
         action: ShardAction,
         now: &mut VecDeque<Immediate>,
     ) {
-        let delay_ns = self.options.disk_delay_ns;
         match action {
-            ShardAction::Answer(answer) => self.answered(node, shard, answer),
+            ShardAction::Answer(answer) => self.answered(node, answer),
             ShardAction::Readmit(request) => {
                 self.counts.readmissions += 1;
                 self.admit(node, shard, request);
             }
-            ShardAction::WriteData { io, block, buffers } => {
-                let contents =
-                    buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
-                let kind = Kind::WriteData { buffers };
-                let id = self.begin_operation(
-                    node,
-                    delay_ns,
-                    Operation { shard: Some(shard), io, kind },
-                );
-                self.nodes[node].disk.begin_write(id, block.0, contents);
-            }
-            ShardAction::Verify { io, buffer, checksums } => {
-                let buffers = &self.process(node).buffers;
-                let good = checksums.iter().enumerate().all(|(index, sum)| {
-                    checksum(&buffers.get(BufferId(buffer.0 + index as u32))[..]) == *sum
-                });
-                now.push_back(Immediate::Verified(
-                    io,
-                    if good { Ok(()) } else { Err(IoFailure::Checksum) },
-                ));
-            }
-            ShardAction::WriteMetadata { io, block, bytes } => {
-                let is_header = self.options.geometry.header_copies(shard).contains(&block);
-                self.counts.headers += u64::from(is_header);
-                let kind = Kind::WriteMetadata;
-                let id = self.begin_operation(
-                    node,
-                    delay_ns,
-                    Operation { shard: Some(shard), io, kind },
-                );
-                self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
-            }
-            ShardAction::ReadData { io, block, buffer, checksums } => {
-                let count = checksums.len() as u64;
-                let kind = Kind::ReadData { buffer, checksums };
-                let id = self.begin_operation(
-                    node,
-                    delay_ns,
-                    Operation { shard: Some(shard), io, kind },
-                );
-                self.nodes[node].disk.begin_read(id, block.0, count);
-            }
-            ShardAction::ReadMetadata { io, block, count } => {
-                self.counts.catch_ups += 1;
-                let operation = Operation { shard: Some(shard), io, kind: Kind::ReadMetadata };
-                let id = self.begin_operation(node, delay_ns, operation);
-                self.nodes[node].disk.begin_read(id, block.0, u64::from(count));
-            }
-            ShardAction::Flush { io } => {
-                let mark = self.nodes[node].disk.flush_mark();
-                let operation = Operation { shard: Some(shard), io, kind: Kind::Flush { mark } };
-                self.begin_operation(node, delay_ns, operation);
-            }
-            ShardAction::Fill { io, buffer, keep, source } => {
-                let source = match source {
-                    FillSource::Zero => zero_block(),
-                    FillSource::Buffer(from) => self.process(node).buffers.get(from).clone(),
-                    FillSource::Device(block, checksum) => {
-                        let kind = Kind::Fill { buffer, keep, checksum };
-                        let id = self.begin_operation(
-                            node,
-                            delay_ns,
-                            Operation { shard: Some(shard), io, kind },
-                        );
-                        self.nodes[node].disk.begin_read(id, block.0, 1);
-                        return;
-                    }
-                };
-                let sum = fill(self.process(node), buffer, &keep, &source);
-                now.push_back(Immediate::Filled(io, sum));
-            }
-            ShardAction::Copy { from, to } => {
-                let block = self.process(node).buffers.get(from).clone();
-                self.process(node).buffers.set(to, block);
-            }
-            ShardAction::Zero { buffer } => self.process(node).buffers.set(buffer, zero_block()),
             ShardAction::Borrow { io, want } => {
                 let life = self.nodes[node].life;
                 self.soon(1_000, Event::Node(node, life, NodeEvent::Borrow(shard, io, want)));
             }
-            ShardAction::Free(buffers) => {
-                let process = self.process(node);
-                buffers.into_iter().for_each(|buffer| process.buffers.free(buffer, shard.0));
-            }
             ShardAction::Post { io, message, placement } => {
-                self.post(node, shard, io, message, placement)
+                self.post(node, shard, io, message, placement);
             }
             ShardAction::CloseLane(fault) => {
                 let reason = match fault {
@@ -286,7 +205,107 @@ impl World {
                 self.watch_report(node, shard, &report);
                 self.enqueue(node, Queue::Reports(shard), 2_000, NodeEvent::Report(shard, report));
             }
+            ShardAction::Fill { source: FillSource::Device(..), .. }
+            | ShardAction::WriteData { .. }
+            | ShardAction::WriteMetadata { .. }
+            | ShardAction::ReadData { .. }
+            | ShardAction::ReadMetadata { .. }
+            | ShardAction::Flush { .. } => self.device_action(node, shard, action),
+            ShardAction::Verify { .. }
+            | ShardAction::Fill { .. }
+            | ShardAction::Copy { .. }
+            | ShardAction::Zero { .. }
+            | ShardAction::Free(_) => self.buffer_action(node, shard, action, now),
         }
+    }
+
+    /// Work for the device: answered later.
+    fn device_action(&mut self, node: usize, shard: ShardId, action: ShardAction) {
+        match action {
+            ShardAction::WriteData { io, block, buffers } => {
+                let contents =
+                    buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
+                let id = self.begin_shard_operation(node, shard, io, Kind::WriteData { buffers });
+                self.nodes[node].disk.begin_write(id, block.0, contents);
+            }
+            ShardAction::WriteMetadata { io, block, bytes } => {
+                let is_header = self.options.geometry.header_copies(shard).contains(&block);
+                self.counts.headers += u64::from(is_header);
+                let id = self.begin_shard_operation(node, shard, io, Kind::WriteMetadata);
+                self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
+            }
+            ShardAction::ReadData { io, block, buffer, checksums } => {
+                let count = checksums.len() as u64;
+                let kind = Kind::ReadData { buffer, checksums };
+                let id = self.begin_shard_operation(node, shard, io, kind);
+                self.nodes[node].disk.begin_read(id, block.0, count);
+            }
+            ShardAction::ReadMetadata { io, block, count } => {
+                self.counts.catch_ups += 1;
+                let id = self.begin_shard_operation(node, shard, io, Kind::ReadMetadata);
+                self.nodes[node].disk.begin_read(id, block.0, u64::from(count));
+            }
+            ShardAction::Flush { io } => {
+                let mark = self.nodes[node].disk.flush_mark();
+                self.begin_shard_operation(node, shard, io, Kind::Flush { mark });
+            }
+            ShardAction::Fill { io, buffer, keep, source: FillSource::Device(block, checksum) } => {
+                let kind = Kind::Fill { buffer, keep, checksum };
+                let id = self.begin_shard_operation(node, shard, io, kind);
+                self.nodes[node].disk.begin_read(id, block.0, 1);
+            }
+            other => panic!("{other:?} is no work for the device"),
+        }
+    }
+
+    /// Work on buffers: done at once.
+    fn buffer_action(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        action: ShardAction,
+        now: &mut VecDeque<Immediate>,
+    ) {
+        let process = self.process(node);
+        match action {
+            ShardAction::Verify { io, buffer, checksums } => {
+                let good = checksums.iter().enumerate().all(|(index, sum)| {
+                    checksum(&process.buffers.get(BufferId(buffer.0 + index as u32))[..]) == *sum
+                });
+                let result = if good { Ok(()) } else { Err(IoFailure::Checksum) };
+                now.push_back(Immediate::Verified(io, result));
+            }
+            ShardAction::Fill { io, buffer, keep, source } => {
+                let source = match source {
+                    FillSource::Buffer(from) => process.buffers.get(from).clone(),
+                    FillSource::Zero => zero_block(),
+                    FillSource::Device(..) => {
+                        panic!("a fill from the device is no work on buffers")
+                    }
+                };
+                now.push_back(Immediate::Filled(io, fill(process, buffer, &keep, &source)));
+            }
+            ShardAction::Copy { from, to } => {
+                let block = process.buffers.get(from).clone();
+                process.buffers.set(to, block);
+            }
+            ShardAction::Zero { buffer } => process.buffers.set(buffer, zero_block()),
+            ShardAction::Free(buffers) => {
+                buffers.into_iter().for_each(|buffer| process.buffers.free(buffer, shard.0));
+            }
+            other => panic!("{other:?} is no work on buffers"),
+        }
+    }
+
+    fn begin_shard_operation(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        io: IoToken,
+        kind: Kind,
+    ) -> u64 {
+        let delay_ns = self.options.disk_delay_ns;
+        self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind })
     }
 
     /// What a shard says is compared with what the other side said.

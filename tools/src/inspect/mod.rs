@@ -10,11 +10,11 @@ mod structure;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use twinpoint_core::coordinator::store_root;
 use twinpoint_core::geometry::Geometry;
 use twinpoint_core::superblock::Superblock;
 use twinpoint_core::units::{BLOCK_BYTES, CpNumber, DeviceBlock, ShardId};
 use twinpoint_runtime::device::{DeviceError, OpenMode, StoreFile};
-use twinpoint_core::coordinator::store_root;
 use twinpoint_runtime::store::{StoreError, recover_read_only};
 
 use crate::failure::Failure;

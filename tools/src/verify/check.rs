@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
+use twinpoint_core::coordinator::store_root;
 use twinpoint_core::recovery::{BlockSource, Recovered};
 use twinpoint_core::segment::entry_hash;
 use twinpoint_core::shard::ShardImage;
 use twinpoint_core::units::{BLOCK_BYTES, Checksum, Root};
 use twinpoint_runtime::device::StoreFile;
 use twinpoint_runtime::status::bytes_text;
-use twinpoint_core::coordinator::store_root;
-use twinpoint_runtime::store::{DeviceSource};
+use twinpoint_runtime::store::DeviceSource;
 
 use super::NAMED_MAX;
 use super::blocks::{MappedBlock, for_each_run};
