@@ -8,7 +8,7 @@
 mod support;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -26,6 +26,8 @@ const WRITERS: u64 = 4;
 const SLOTS: u64 = 97;
 const BLOCK_BYTES: u64 = BLOCK_SECTORS * SECTOR_BYTES as u64;
 const STRIPE_BYTES: u64 = 2 << 20;
+/// Where large writes go, apart from all slots.
+const BALLAST_STRIPE: u64 = 2 * WRITERS;
 /// Pairs answered before a kill, at least.
 const PAIRS_MIN: u64 = 2000;
 /// CPs committed meanwhile, at least.
@@ -113,7 +115,8 @@ fn write_until_killed(pair: &mut Pair, random: &mut Random, sent: &mut Sent) -> 
     let start = |(writer, next): (usize, &Arc<AtomicU64>)| {
         start_writer(writer as u64, socket.clone(), Arc::clone(next), Arc::clone(&stop))
     };
-    let writers: Vec<JoinHandle<()>> = sent.next.iter().enumerate().map(start).collect();
+    let mut writers: Vec<JoinHandle<()>> = sent.next.iter().enumerate().map(start).collect();
+    writers.push(start_ballast(&socket, Arc::clone(&stop)));
     let done = || sent.next.iter().map(|next| next.load(Ordering::SeqCst)).sum::<u64>() - before;
     let deadline = Instant::now() + Duration::from_secs(30);
     let committed = |pair: &Pair| pair.primary().status()["cp"]["local"].as_u64();
@@ -148,6 +151,23 @@ fn start_writer(
             let answered = write(number).is_ok();
             next.store(number + 1, Ordering::SeqCst);
             if !answered {
+                return;
+            }
+        }
+    })
+}
+
+/// Keeps one shard busy with large writes, so that its part of each CP is written long after those of the others: a
+/// kill often finds a CP that is whole in some shards only.
+fn start_ballast(socket: &Path, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+    const LENGTH: u64 = 256 << 10;
+    let mut client = NbdClient::connect(socket, VOLUME).expect("the node takes connections");
+    std::thread::spawn(move || {
+        let bytes = vec![0x5a; LENGTH as usize];
+        let offsets = (0..STRIPE_BYTES / LENGTH).cycle().map(|part| part * LENGTH);
+        for offset in offsets {
+            let written = client.write(BALLAST_STRIPE * STRIPE_BYTES + offset, &bytes);
+            if written.is_err() || stop.load(Ordering::SeqCst) {
                 return;
             }
         }
