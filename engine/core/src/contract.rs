@@ -12,7 +12,9 @@
 use crate::catalog::Catalog;
 use crate::message::Hello;
 use crate::request::{Answer, Request, Tag};
-use crate::units::{BufferId, Checksum, CpNumber, DeviceBlock, Root, ShardId, ShardSet, StoreId, VolumeId};
+use crate::units::{
+    BufferId, Checksum, CpNumber, DeviceBlock, Root, ShardId, ShardSet, StoreId, VolumeId,
+};
 
 /// Names one piece of work that the shell does for a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]

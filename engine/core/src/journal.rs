@@ -116,7 +116,8 @@ impl Journal {
     /// # Panics
     /// If `start` is not where the record can lie.
     pub fn adopt(&mut self, cp: CpNumber, start: u32, blocks: u32, checksum: u64, root: Root) {
-        let skipped = if start == self.head || self.used == 0 { 0 } else { self.capacity - self.head };
+        let skipped =
+            if start == self.head || self.used == 0 { 0 } else { self.capacity - self.head };
         let cost = blocks + skipped;
         assert!(start == self.head || start == 0, "record at {start}, head at {}", self.head);
         self.push(cp, start, blocks, cost, checksum, root);
@@ -173,7 +174,15 @@ impl Journal {
         }
     }
 
-    fn push(&mut self, cp: CpNumber, start: u32, blocks: u32, cost: u32, checksum: u64, root: Root) {
+    fn push(
+        &mut self,
+        cp: CpNumber,
+        start: u32,
+        blocks: u32,
+        cost: u32,
+        checksum: u64,
+        root: Root,
+    ) {
         assert!(blocks > 0, "an empty record");
         assert!(self.entries.back().is_none_or(|last| last.cp < cp), "CP {cp} out of order");
         assert!(start + blocks <= self.capacity, "a record crosses the ring's end");

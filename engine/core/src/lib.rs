@@ -1,7 +1,6 @@
 //! The pure engine of Twinpoint: event in, action out.
 #![forbid(unsafe_code)]
 
-mod range_coder;
 pub mod block_map;
 pub mod catalog;
 pub mod codec;
@@ -16,6 +15,7 @@ pub mod hash;
 pub mod journal;
 pub mod limits;
 pub mod message;
+mod range_coder;
 pub mod record;
 pub mod recovery;
 pub mod request;

@@ -7,7 +7,9 @@ use crate::codec::{Reader, Truncated, Writer};
 use crate::geometry::Geometry;
 use crate::limits::{HISTORY_MAX, RECORD_BLOCKS_MAX};
 use crate::superblock::TermStart;
-use crate::units::{BLOCK_BYTES, Checksum, CpNumber, DataBlock, Root, SHARDS_MAX, ShardId, StoreId, Term, VolumeId};
+use crate::units::{
+    BLOCK_BYTES, Checksum, CpNumber, DataBlock, Root, SHARDS_MAX, ShardId, StoreId, Term, VolumeId,
+};
 
 /// Most blocks of one data message.
 pub const DATA_BLOCKS_PER_MESSAGE_MAX: u32 = 256;
@@ -198,7 +200,10 @@ impl Hello {
         }
         let mut history = Vec::with_capacity(terms);
         for _ in 0..terms {
-            history.push(TermStart { term: Term(reader.get_u64()?), first: CpNumber(reader.get_u64()?) });
+            history.push(TermStart {
+                term: Term(reader.get_u64()?),
+                first: CpNumber(reader.get_u64()?),
+            });
         }
         let count = usize::from(reader.get_u16()?);
         if count > usize::from(SHARDS_MAX) {
@@ -279,7 +284,10 @@ impl LaneMessage {
                 let cp = CpNumber(reader.get_u64()?);
                 let total = reader.get_u32()?;
                 let length = reader.remaining();
-                if length == 0 || length > PART_BYTES_MAX || total as usize > RECORD_BLOCKS_MAX as usize * BLOCK_BYTES {
+                if length == 0
+                    || length > PART_BYTES_MAX
+                    || total as usize > RECORD_BLOCKS_MAX as usize * BLOCK_BYTES
+                {
                     return Err(MessageError);
                 }
                 LaneMessage::Part { term, cp, total, bytes: reader.get_bytes(length)?.to_vec() }

@@ -29,7 +29,9 @@ use crate::segment::{Segment, Slot};
 use crate::shard::{MapCheckpoint, Retained, ShardImage};
 use crate::shard_header::ShardHeader;
 use crate::superblock::Superblock;
-use crate::units::{BLOCK_BYTES, Checksum, CpNumber, DataBlock, DeviceBlock, LocalBlock, Root, ShardId, ShardSet};
+use crate::units::{
+    BLOCK_BYTES, Checksum, CpNumber, DataBlock, DeviceBlock, LocalBlock, Root, ShardId, ShardSet,
+};
 
 /// Most blocks read at a time.
 const READ_BLOCKS: usize = 256;
@@ -90,16 +92,23 @@ pub enum RecoveryError {
 impl fmt::Display for RecoveryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RecoveryError::Read(ReadFailed(block)) => write!(f, "block {block} of the store cannot be read"),
+            RecoveryError::Read(ReadFailed(block)) => {
+                write!(f, "block {block} of the store cannot be read")
+            }
             RecoveryError::Damaged(what, cause) => {
                 write!(f, "{what} is damaged")?;
                 cause.map_or(Ok(()), |cause| write!(f, ": {cause}"))
             }
             RecoveryError::Geometry => f.write_str("the store is smaller than its superblock says"),
             RecoveryError::Lost(cp) => write!(f, "CP {cp} was committed and is not whole any more"),
-            RecoveryError::BeforeCheckpoint(cp) => write!(f, "CP {cp} is older than a map checkpoint"),
+            RecoveryError::BeforeCheckpoint(cp) => {
+                write!(f, "CP {cp} is older than a map checkpoint")
+            }
             RecoveryError::BeforeBase(cp, base) => {
-                write!(f, "CP {cp} is older than CP {base}, and its blocks may have been used again since")
+                write!(
+                    f,
+                    "CP {cp} is older than CP {base}, and its blocks may have been used again since"
+                )
             }
         }
     }
@@ -206,7 +215,8 @@ pub fn survey(source: &mut dyn BlockSource) -> Result<Survey, RecoveryError> {
         .map_err(|error| RecoveryError::Damaged(Structure::Superblock, Some(error)))?;
     superblock.geometry.check(source.blocks()).map_err(|_| RecoveryError::Geometry)?;
     let shards = (0..superblock.geometry.shards).map(ShardId);
-    let shards = shards.map(|id| survey_shard(source, &superblock, id)).collect::<Result<_, _>>()?;
+    let shards =
+        shards.map(|id| survey_shard(source, &superblock, id)).collect::<Result<_, _>>()?;
     Ok(Survey { superblock, superblock_damage, shards })
 }
 
@@ -214,7 +224,10 @@ pub fn survey(source: &mut dyn BlockSource) -> Result<Survey, RecoveryError> {
 ///
 /// # Errors
 /// If a structure is damaged, or a CP known to be committed is not whole.
-pub fn recover(source: &mut dyn BlockSource, ceiling: Option<CpNumber>) -> Result<Recovered, RecoveryError> {
+pub fn recover(
+    source: &mut dyn BlockSource,
+    ceiling: Option<CpNumber>,
+) -> Result<Recovered, RecoveryError> {
     let survey = survey(source)?;
     let last = last_whole(source, &survey, ceiling)?;
     let base = known_base(&survey);
@@ -288,9 +301,11 @@ fn survey_shard(
     id: ShardId,
 ) -> Result<ShardSurvey, RecoveryError> {
     let geometry = superblock.geometry;
-    let damaged = |error: Option<FormatError>| RecoveryError::Damaged(Structure::ShardHeader(id), error);
+    let damaged =
+        |error: Option<FormatError>| RecoveryError::Damaged(Structure::ShardHeader(id), error);
     let [first, second] = geometry.header_copies(id).map(|block| read(source, block, 1));
-    let (header, header_damage) = ShardHeader::choose([&first?, &second?]).map_err(|e| damaged(Some(e)))?;
+    let (header, header_damage) =
+        ShardHeader::choose([&first?, &second?]).map_err(|e| damaged(Some(e)))?;
     header.check(&geometry).map_err(|error| damaged(Some(error)))?;
     if header.store != superblock.store || header.shard != id {
         return Err(damaged(None));
@@ -336,7 +351,8 @@ fn read_segment(
     if structure_checksum(&bytes) != entry.checksum {
         return Err(damaged(None));
     }
-    let (volume, number, segment) = Segment::decode(&bytes).map_err(|error| damaged(Some(error)))?;
+    let (volume, number, segment) =
+        Segment::decode(&bytes).map_err(|error| damaged(Some(error)))?;
     if (SegmentKey { volume, segment: number }) != key {
         return Err(damaged(None));
     }
@@ -421,7 +437,8 @@ fn last_whole(
     if let Some(ceiling) = ceiling.filter(|ceiling| *ceiling < newest_checkpoint) {
         return Err(RecoveryError::BeforeCheckpoint(ceiling));
     }
-    let records = || survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| &found.record));
+    let records =
+        || survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| &found.record));
     let claimed = records().map(|record| record.committed).max().unwrap_or_default();
     let known = survey.superblock.committed.max(newest_checkpoint).max(claimed);
     let mut by_cp: BTreeMap<CpNumber, Vec<(ShardId, &Record)>> = BTreeMap::new();
@@ -452,7 +469,8 @@ fn last_whole(
 
 /// Whether the record of every participant was found, or is in its map checkpoint.
 fn is_whole(survey: &Survey, cp: CpNumber, found: &[(ShardId, &Record)]) -> bool {
-    let in_checkpoint = |shard: ShardId| survey.shards[usize::from(shard.0)].header.checkpoint >= cp;
+    let in_checkpoint =
+        |shard: ShardId| survey.shards[usize::from(shard.0)].header.checkpoint >= cp;
     let mut present = ShardSet::default();
     found.iter().for_each(|(shard, _)| present.insert(*shard));
     match found.first() {
@@ -460,7 +478,10 @@ fn is_whole(survey: &Survey, cp: CpNumber, found: &[(ShardId, &Record)]) -> bool
             let shards = survey.superblock.geometry.shards;
             record.participants.is_subset(ShardSet::all(shards))
                 && found.iter().all(|(_, other)| other.participants == record.participants)
-                && record.participants.iter().all(|shard| present.contains(shard) || in_checkpoint(shard))
+                && record
+                    .participants
+                    .iter()
+                    .all(|shard| present.contains(shard) || in_checkpoint(shard))
         }
         // Nobody has a record: fine only if the CP went into a map checkpoint.
         None => survey.shards.iter().any(|shard| in_checkpoint(shard.id)),
@@ -508,7 +529,8 @@ fn run_is_whole<'a>(
 
 /// The last CP that a structure says is committed on both sides.
 fn known_base(survey: &Survey) -> CpNumber {
-    let records = survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| found.record.base));
+    let records =
+        survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| found.record.base));
     let checkpoints = survey.shards.iter().map(|shard| shard.header.checkpoint);
     records.chain(checkpoints).max().unwrap_or_default().max(survey.superblock.base)
 }
@@ -526,14 +548,16 @@ fn replay(
     let mut map = shard.map;
     let is_first = id == ShardId(0);
     let mut catalog_root = if is_first { shard.catalog.root() } else { 0 };
-    let mut journal = Journal::new(geometry.journal_blocks, shard.header.journal, shard.header.root);
+    let mut journal =
+        Journal::new(geometry.journal_blocks, shard.header.journal, shard.header.root);
     let mut retained: VecDeque<Retained> = VecDeque::new();
     let mut changed: Vec<SegmentKey> = Vec::new();
     let mut last_part = shard.header.checkpoint;
     for found in shard.records.iter().filter(|found| found.record.cp <= last) {
         let record = &found.record;
         let damaged = RecoveryError::Damaged(Structure::Record(id, record.cp), None);
-        let root = |map: &BlockMap, catalog_root: u128| Root(map.root().0.wrapping_add(catalog_root));
+        let root =
+            |map: &BlockMap, catalog_root: u128| Root(map.root().0.wrapping_add(catalog_root));
         if root(&map, catalog_root) != record.root_before || segments_exceed(&map, &record.delta) {
             return Err(damaged);
         }
@@ -555,8 +579,13 @@ fn replay(
     changed.sort_unstable();
     changed.dedup();
     let own_catalog = if is_first { catalog.clone() } else { Catalog::default() };
-    let checkpoint =
-        MapCheckpoint::new(shard.header, shard.entries, geometry.map_slots, own_catalog, changed.into_iter());
+    let checkpoint = MapCheckpoint::new(
+        shard.header,
+        shard.entries,
+        geometry.map_slots,
+        own_catalog,
+        changed.into_iter(),
+    );
     Ok(ShardImage {
         store: superblock.store,
         geometry,
@@ -573,12 +602,14 @@ fn replay(
 
 /// Applies a record's delta; gives the blocks that it freed.
 fn apply(map: &mut BlockMap, record: &Record, changed: &mut Vec<SegmentKey>) -> Vec<DataBlock> {
-    let mut blocks = record.runs.iter().flat_map(DataRun::blocks).zip(record.checksums.iter().copied());
+    let mut blocks =
+        record.runs.iter().flat_map(DataRun::blocks).zip(record.checksums.iter().copied());
     let mut freed = Vec::new();
     for delta in &record.delta.volumes {
         for run in &delta.mapped {
             for block in run.blocks() {
-                let (data, checksum) = blocks.next().expect("a decoded record has a block for each");
+                let (data, checksum) =
+                    blocks.next().expect("a decoded record has a block for each");
                 changed.push(SegmentKey::of(delta.volume, block));
                 let old = map.set(delta.volume, block, Some(Slot { block: data, checksum }));
                 freed.extend(old.map(|slot| slot.block));
@@ -616,7 +647,11 @@ pub(crate) fn segments_exceed(map: &BlockMap, delta: &Delta) -> bool {
 }
 
 /// What the map and the retained blocks leave free; none if two of them use one block.
-fn free_space(map: &BlockMap, retained: &VecDeque<Retained>, geometry: &Geometry) -> Option<FreeSpace> {
+fn free_space(
+    map: &BlockMap,
+    retained: &VecDeque<Retained>,
+    geometry: &Geometry,
+) -> Option<FreeSpace> {
     let mut free = FreeSpace::new(geometry.data_blocks());
     let mut mark = |block: DataBlock| {
         let is_free = block.0 < geometry.data_blocks() && !free.is_used(block);
@@ -635,7 +670,11 @@ fn free_space(map: &BlockMap, retained: &VecDeque<Retained>, geometry: &Geometry
     all_free.then_some(free)
 }
 
-fn read(source: &mut dyn BlockSource, first: DeviceBlock, count: usize) -> Result<Vec<u8>, RecoveryError> {
+fn read(
+    source: &mut dyn BlockSource,
+    first: DeviceBlock,
+    count: usize,
+) -> Result<Vec<u8>, RecoveryError> {
     let mut bytes = vec![0; count * BLOCK_BYTES];
     for (index, chunk) in bytes.chunks_mut(READ_BLOCKS * BLOCK_BYTES).enumerate() {
         source.read(DeviceBlock(first.0 + (index * READ_BLOCKS) as u64), chunk)?;

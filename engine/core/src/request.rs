@@ -6,8 +6,8 @@
 //! whole blocks.
 
 use crate::units::{
-    BLOCK_BYTES, BufferId, CpNumber, LocalBlock, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS, ShardId,
-    VolumeBlock, VolumeId,
+    BLOCK_BYTES, BufferId, CpNumber, LocalBlock, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS,
+    ShardId, VolumeBlock, VolumeId,
 };
 
 /// The frontend's name for a request, returned with the answer. The core never looks into it.
@@ -103,7 +103,11 @@ impl Request {
             }
             Operation::Unmap | Operation::Status => {
                 assert!(self.offset.is_multiple_of(BLOCK_BYTES as u64), "offset {}", self.offset);
-                assert!((self.length as usize).is_multiple_of(BLOCK_BYTES), "length {}", self.length);
+                assert!(
+                    (self.length as usize).is_multiple_of(BLOCK_BYTES),
+                    "length {}",
+                    self.length
+                );
             }
         }
     }
@@ -131,7 +135,12 @@ pub fn locate(volume: VolumeId, block: VolumeBlock, shards: u16) -> (ShardId, Lo
 
 /// The inverse of [`locate`].
 #[must_use]
-pub fn volume_block(volume: VolumeId, shard: ShardId, local: LocalBlock, shards: u16) -> VolumeBlock {
+pub fn volume_block(
+    volume: VolumeId,
+    shard: ShardId,
+    local: LocalBlock,
+    shards: u16,
+) -> VolumeBlock {
     let count = u64::from(shards);
     let start = u64::from(volume.0) % count;
     let phase = (u64::from(shard.0) + count - start) % count;

@@ -55,7 +55,8 @@ pub fn judge(primary: &Hello, secondary: &Hello) -> Result<CpNumber, Refusal> {
 /// two lists differ they are one; the earlier of the two differing entries' first CP ends the common part. One list
 /// may have forgotten its oldest entries.
 fn common_limit(one: &[TermStart], other: &[TermStart]) -> Option<CpNumber> {
-    let start = |list: &[TermStart], first: &TermStart| list.iter().position(|entry| entry == first);
+    let start =
+        |list: &[TermStart], first: &TermStart| list.iter().position(|entry| entry == first);
     let (one, other) = match (one.first(), other.first()) {
         (Some(a), Some(b)) => match (start(other, a), start(one, b)) {
             (Some(skip), _) => (one, &other[skip..]),
@@ -93,7 +94,10 @@ mod tests {
         }
     }
 
-    fn pair(p: (&[(u64, u64)], u64, u64), s: (&[(u64, u64)], u64, u64)) -> Result<CpNumber, Refusal> {
+    fn pair(
+        p: (&[(u64, u64)], u64, u64),
+        s: (&[(u64, u64)], u64, u64),
+    ) -> Result<CpNumber, Refusal> {
         judge(&hello(Role::Primary, p.0, p.1, p.2), &hello(Role::Secondary, s.0, s.1, s.2))
     }
 
@@ -111,7 +115,10 @@ mod tests {
 
     #[test]
     fn unanswered_points_of_the_secondary_are_rewound_and_told_ones_never() {
-        assert_eq!(pair((&[(1, 1)], 10, 5), (&[(1, 1)], 12, 9)), Err(Refusal::Rewind(CpNumber(10))));
+        assert_eq!(
+            pair((&[(1, 1)], 10, 5), (&[(1, 1)], 12, 9)),
+            Err(Refusal::Rewind(CpNumber(10)))
+        );
         assert_eq!(
             pair((&[(1, 1)], 10, 5), (&[(1, 1)], 12, 11)),
             Err(Refusal::PrimaryLostPoints { told: CpNumber(11), ours: CpNumber(10) })

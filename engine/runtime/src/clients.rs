@@ -271,7 +271,7 @@ impl Host for HostPort<'_> {
     }
 
     /// Admits the request: between the stamp and the ring nothing waits (R2).
-    fn submit(&mut self, mut request: Request) -> Result<(), Request> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let is_write = matches!(request.operation, Operation::Write { .. } | Operation::Unmap);
         if is_write && self.shared.is_holding() {
             return Err(request);
@@ -283,12 +283,7 @@ impl Host for HostPort<'_> {
             return Err(request);
         }
         self.shared.count_request(&request);
-        let admission = self.shared.gate.admit(self.worker);
-        if is_write {
-            admission.mark(shard);
-        }
-        request.stamp = admission.stamp();
-        self.mailbox.send(owner, Mail::Request(shard, request));
+        self.shared.admit(self.mailbox, self.worker, shard, request);
         Ok(())
     }
 

@@ -132,9 +132,13 @@ impl Worker {
         let now = self.core_time(self.round_began);
         let due = port.coordinator.poll_timeout().is_some_and(|at| at <= now);
         if due {
-            self.coordinator_event(CoordinatorEvent::Tick);
+            self.coordinator_tick();
         }
         Ok(worked)
+    }
+
+    pub fn coordinator_tick(&mut self) {
+        self.coordinator_event(CoordinatorEvent::Tick);
     }
 
     pub fn coordinator_flush(&mut self, tag: Tag) {
@@ -172,7 +176,7 @@ impl Worker {
     /// The first actions of a new coordinator.
     pub fn begin_coordinator(&mut self) {
         if self.coordinator.is_some() {
-            self.coordinator_event(CoordinatorEvent::Tick);
+            self.coordinator_tick();
         }
     }
 
@@ -344,7 +348,9 @@ impl Worker {
             twinpoint_core::message::Role::Secondary => vec![(BufferId(0), 0); lanes.len()],
         };
         let descriptor = control.descriptor();
-        port.peer = Some(LanePort::new(control, number, (BufferId(0), 0)));
+        let mut peer = LanePort::new(control, number, (BufferId(0), 0));
+        peer.open();
+        port.peer = Some(peer);
         for (index, wire) in lanes.into_iter().enumerate() {
             let shard = ShardId(u16::try_from(index).expect("a lane for each shard"));
             self.place_lane(shard, number, wire, lends[index])?;

@@ -174,15 +174,14 @@ impl Admission<'_> {
         self.stamp
     }
 
-    /// Notes that `shard` takes part in the stamp's CP.
-    pub fn mark(&self, shard: ShardId) {
+    /// Notes that `shard` takes part in the stamp's CP. Tells whether it is the first: then the coordinator, whose timer
+    /// begins with a CP's first write, wants to know.
+    pub fn mark(&self, shard: ShardId) -> bool {
         assert!(shard.0 < SHARDS_MAX, "shard {shard} exceeds {SHARDS_MAX}");
         let word = self.gate.word(self.stamp);
         let bit = 1_u64 << shard.0;
         // Bits are only added while a CP can be stamped, so a set bit needs no second write of a shared line.
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            word.fetch_or(bit, Ordering::Relaxed);
-        }
+        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) == 0
     }
 }
 
@@ -201,11 +200,11 @@ mod tests {
         let gate = Gate::new(2, CpNumber(1));
         assert!(gate.is_open_empty());
         let early = gate.admit(0);
-        early.mark(ShardId(3));
+        assert!(early.mark(ShardId(3)));
         assert!(!gate.is_open_empty());
         assert_eq!(gate.close(), CpNumber(1));
         let late = gate.admit(1);
-        late.mark(ShardId(63));
+        assert!(late.mark(ShardId(63)));
         assert_eq!((early.stamp(), late.stamp()), (CpNumber(1), CpNumber(2)));
         assert!(!gate.quiesced(CpNumber(1)));
         drop(early);

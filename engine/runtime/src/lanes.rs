@@ -21,6 +21,8 @@ pub(crate) struct LanePort {
     lend: (BufferId, u32),
     waiting: VecDeque<Post>,
     outstanding: VecDeque<IoToken>,
+    /// The shard was told of the lane, or it is closing: it may be polled.
+    is_open: bool,
     /// A watch for output is armed.
     pub watching_output: bool,
     /// The last poll left work.
@@ -50,6 +52,7 @@ impl LanePort {
             lend,
             waiting: VecDeque::new(),
             outstanding: VecDeque::new(),
+            is_open: false,
             watching_output: false,
             has_more: true,
         }
@@ -81,7 +84,18 @@ impl LanePort {
         self.wire.as_ref().is_some_and(Wire::wants_write)
     }
 
+    /// What the peer sends is wanted from now on.
+    pub fn open(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Whether a poll may find something.
+    pub fn is_due(&self) -> bool {
+        self.is_open && self.has_more
+    }
+
     pub fn close(&mut self) {
+        self.is_open = true;
         if let Some(wire) = &mut self.wire {
             wire.close();
         }

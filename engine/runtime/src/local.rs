@@ -331,7 +331,7 @@ impl LocalClient {
     }
 
     /// Stamps a request and gives it to its worker, or gives it back.
-    fn admit(&mut self, mut request: Request) -> Result<(), Request> {
+    fn admit(&mut self, request: Request) -> Result<(), Request> {
         let is_write = matches!(request.operation, Operation::Write { .. });
         if is_write && self.shared.is_holding() {
             return Err(request);
@@ -343,12 +343,7 @@ impl LocalClient {
             return Err(request);
         }
         self.shared.count_request(&request);
-        let admission = self.shared.gate.admit(self.index);
-        if is_write {
-            admission.mark(shard);
-        }
-        request.stamp = admission.stamp();
-        self.mailbox.send(owner, Mail::Request(shard, request));
+        self.shared.admit(&mut self.mailbox, self.index, shard, request);
         Ok(())
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Mail {
     Answer(Answer),
     /// Buffers go back to the worker whose pool they are of.
     Free(BufferId, u32),
+    /// The open CP has its first write; for worker 0.
+    FirstWrite,
     /// A client wants a flush; for worker 0.
     Flush(Tag),
     /// The flush is done, or failed.

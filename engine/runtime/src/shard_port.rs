@@ -101,7 +101,9 @@ impl Worker {
                 let worker = worker_of(answer.tag);
                 self.mailbox.send(worker, Mail::Answer(answer));
             }
-            ShardAction::Readmit(request) => self.readmit(shard, request),
+            ShardAction::Readmit(request) => {
+                self.shared.admit(&mut self.mailbox, self.index, shard, request);
+            }
             ShardAction::WriteData { io, block, buffers } => {
                 let spans = spans(&self.shared.arena, &buffers);
                 self.shared
@@ -154,16 +156,6 @@ impl Worker {
                 self.mailbox.send(0, Mail::Report(shard, report));
             }
         }
-    }
-
-    /// A new stamp, and the shard's mark in its CP. Done without the ring: the shard is this worker's own.
-    fn readmit(&mut self, shard: ShardId, mut request: Request) {
-        let admission = self.shared.gate.admit(self.index);
-        if matches!(request.operation, Operation::Write { .. } | Operation::Unmap) {
-            admission.mark(shard);
-        }
-        request.stamp = admission.stamp();
-        self.mailbox.send(self.index, Mail::Request(shard, request));
     }
 
     fn fill(
@@ -296,6 +288,13 @@ impl Worker {
         self.watch_lane_input(lane_number(shard.0, session), descriptor)
     }
 
+    /// The shard is about to be told of its lane.
+    pub fn lane_open(&mut self, shard: ShardId) {
+        if let Some(lane) = &mut self.port(shard).lane {
+            lane.open();
+        }
+    }
+
     pub fn lane_close(&mut self, shard: ShardId, session: u64) {
         if let Some(lane) = self.port(shard).lane.as_mut().filter(|lane| lane.session == session) {
             lane.close();
@@ -347,7 +346,7 @@ impl Worker {
     pub fn poll_lanes(&mut self) -> Result<bool, UringError> {
         let mut worked = false;
         for index in 0..self.shards.len() {
-            let has_more = |port: &ShardPort| port.lane.as_ref().is_some_and(|lane| lane.has_more);
+            let has_more = |port: &ShardPort| port.lane.as_ref().is_some_and(|lane| lane.is_due());
             if self.shards[index].as_ref().is_some_and(has_more) {
                 worked = true;
                 self.poll_lane(ShardId(u16::try_from(index).expect("few shards")))?;

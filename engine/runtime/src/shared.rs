@@ -14,6 +14,7 @@ use twinpoint_core::units::{BufferId, ShardId, VolumeId};
 
 use crate::buffers::Arena;
 use crate::gate::Gate;
+use crate::mail::{Mail, Mailbox};
 use crate::nbd::Export;
 
 /// See the module.
@@ -125,6 +126,26 @@ impl Shared {
                 self.traffic.client_read.fetch_add(length, Ordering::Relaxed);
             }
             Operation::Unmap | Operation::Status => {}
+        }
+    }
+
+    /// Admits a request: stamps it and gives it to its shard's owner, whose ring has room. Between the stamp and the
+    /// ring nothing waits (R2). The first write of a CP is told to the coordinator.
+    pub fn admit(
+        &self,
+        mailbox: &mut Mailbox,
+        participant: usize,
+        shard: ShardId,
+        mut request: Request,
+    ) {
+        let is_write = matches!(request.operation, Operation::Write { .. } | Operation::Unmap);
+        let admission = self.gate.admit(participant);
+        let is_first = is_write && admission.mark(shard);
+        request.stamp = admission.stamp();
+        mailbox.send(self.owner(shard), Mail::Request(shard, request));
+        drop(admission);
+        if is_first {
+            mailbox.send(0, Mail::FirstWrite);
         }
     }
 

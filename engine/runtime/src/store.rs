@@ -122,6 +122,8 @@ pub fn open_and_recover(
         store.write_blocks(repair.block, &repair.bytes)?;
         store.flush()?;
     }
+    // What a killed process wrote and did not flush was believed; now it is durable too.
+    store.flush()?;
     Ok(recovered)
 }
 

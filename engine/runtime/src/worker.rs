@@ -189,7 +189,13 @@ impl Worker {
                 self.drive_client(client)?;
             }
             Mail::Order(shard, Order::Seal(seal)) => self.seals.push_back((shard, seal)),
-            Mail::Order(shard, order) => self.shard_event(shard, ShardEvent::Order(order)),
+            Mail::Order(shard, order) => {
+                if matches!(order, Order::LaneUp { .. }) {
+                    self.lane_open(shard);
+                }
+                self.shard_event(shard, ShardEvent::Order(order));
+            }
+            Mail::FirstWrite => self.coordinator_tick(),
             Mail::Flush(tag) => self.coordinator_flush(tag),
             Mail::Report(shard, report) => self.coordinator_report(shard, report),
             Mail::Lane(shard, session, wire, lend) => {

@@ -28,7 +28,9 @@ impl Coordinator {
             Command::Promote { force } => self.promote(ticket, force),
             _ if self.role != Role::Primary => Err(Refusal::NotPrimary),
             Command::Checkpoint(name) => self.checkpoint(ticket, name),
-            Command::VolumeCreate { name, size_bytes } => self.volume_create(ticket, &name, size_bytes),
+            Command::VolumeCreate { name, size_bytes } => {
+                self.volume_create(ticket, &name, size_bytes)
+            }
             Command::VolumeDelete { name } => self.volume_delete(ticket, &name),
         };
         if let Err(refusal) = result {
@@ -49,7 +51,12 @@ impl Coordinator {
         Ok(())
     }
 
-    fn volume_create(&mut self, ticket: Ticket, name: &str, size_bytes: u64) -> Result<(), Refusal> {
+    fn volume_create(
+        &mut self,
+        ticket: Ticket,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<(), Refusal> {
         let mut catalog = self.newest_catalog();
         let id = catalog.create(name, size_bytes).map_err(Refusal::Catalog)?;
         self.next.catalog = Some(catalog);
@@ -93,8 +100,12 @@ impl Coordinator {
 
     /// Opens the new term once the last session is over and all that was applied is durable.
     pub(super) fn finish_promotion(&mut self) {
-        let settled = self.session_is_over() && self.points.iter().all(|point| point.cp <= self.committed);
-        let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled) else { return };
+        let settled =
+            self.session_is_over() && self.points.iter().all(|point| point.cp <= self.committed);
+        let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled)
+        else {
+            return;
+        };
         let last = self.committed;
         self.role = Role::Primary;
         self.superblock.open_history(Term(self.superblock.term.0 + 1), last);

@@ -18,7 +18,9 @@ mod superblock_job;
 use std::collections::VecDeque;
 
 use crate::catalog::Catalog;
-use crate::contract::{CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply, Report, Ticket};
+use crate::contract::{
+    CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply, Report, Ticket,
+};
 use crate::message::Role;
 use crate::request::Tag;
 use crate::superblock::Superblock;
@@ -189,7 +191,12 @@ pub struct CoordinatorStatus {
 impl Coordinator {
     /// A coordinator for a store as recovery found it. Take its actions before the first event.
     #[must_use]
-    pub fn new(image: CoordinatorImage, role: Role, options: CoordinatorOptions, now: Instant) -> Coordinator {
+    pub fn new(
+        image: CoordinatorImage,
+        role: Role,
+        options: CoordinatorOptions,
+        now: Instant,
+    ) -> Coordinator {
         let mut peer = Peer::new(image.base, now);
         if !image.superblock.secondary {
             // What was committed here as a primary may have been answered: it is dropped for nobody without a word.
@@ -352,7 +359,9 @@ impl Coordinator {
 
     fn report(&mut self, shard: ShardId, report: Report) {
         match report {
-            Report::Sealed { cp, root, data_bytes, delta_bytes } => self.sealed(shard, cp, root, data_bytes, delta_bytes),
+            Report::Sealed { cp, root, data_bytes, delta_bytes } => {
+                self.sealed(shard, cp, root, data_bytes, delta_bytes)
+            }
             Report::Written { cp } => self.written(shard, cp),
             Report::Arrived { cp, participants, committed, base, catalog } => {
                 self.arrived(shard, cp, participants, catalog);
@@ -372,7 +381,9 @@ impl Coordinator {
                 self.act(CoordinatorAction::Restart(self.committed));
             }
             Report::CaughtUp => self.peer.caught_up(shard),
-            Report::Failed => self.fail("the device failed a write, a read of metadata, or a flush"),
+            Report::Failed => {
+                self.fail("the device failed a write, a read of metadata, or a flush")
+            }
             Report::SessionEnded => self.session_ended(shard),
             Report::Settled => {
                 if let Some(stopping) = &mut self.stopping {

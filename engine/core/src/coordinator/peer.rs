@@ -121,7 +121,9 @@ impl Coordinator {
         match judge(theirs, &self.hello()) {
             Ok(_) => {}
             Err(Refusal::Rewind(cp)) => {
-                self.log(format!("CPs after {cp} were never answered on the primary: going back to CP {cp}"));
+                self.log(format!(
+                    "CPs after {cp} were never answered on the primary: going back to CP {cp}"
+                ));
                 self.refuse(ticket, Refusal::Rewind(cp));
                 self.act(CoordinatorAction::Restart(cp));
                 return;
@@ -131,7 +133,8 @@ impl Coordinator {
                 return;
             }
         }
-        let is_news = theirs.term > self.superblock.term || theirs.history != self.superblock.history;
+        let is_news =
+            theirs.term > self.superblock.term || theirs.history != self.superblock.history;
         if is_news || !self.superblock.paired || !self.superblock.secondary {
             self.superblock.term = theirs.term;
             self.superblock.history.clone_from(&theirs.history);
@@ -183,7 +186,9 @@ impl Coordinator {
             return;
         }
         if !self.still_fits(&session.hello) {
-            self.act(CoordinatorAction::ClosePeer("something changed since the handshake".to_owned()));
+            self.act(CoordinatorAction::ClosePeer(
+                "something changed since the handshake".to_owned(),
+            ));
             return;
         }
         let shards = self.superblock.geometry.shards;
@@ -209,7 +214,10 @@ impl Coordinator {
                 Role::Secondary => self.roots[index],
             };
             let shard = ShardId(u16::try_from(index).expect("a lane for each shard"));
-            self.act(CoordinatorAction::Order(shard, Order::LaneUp { lend, lent_blocks, from, root }));
+            self.act(CoordinatorAction::Order(
+                shard,
+                Order::LaneUp { lend, lent_blocks, from, root },
+            ));
         }
         self.log(format!("peer connected, going on from CP {from}"));
         match self.role {
@@ -236,13 +244,19 @@ impl Coordinator {
         self.peer.heard = self.now;
         let ours = self.superblock.term;
         match (self.role, PeerMessage::decode(bytes)) {
-            (Role::Primary, Ok(PeerMessage::Progress { term, received, durable })) if term == ours => {
+            (Role::Primary, Ok(PeerMessage::Progress { term, received, durable }))
+                if term == ours =>
+            {
                 self.progress(received, durable);
             }
-            (Role::Primary, Ok(PeerMessage::Diverged { term, cp, shard, segments })) if term == ours => {
+            (Role::Primary, Ok(PeerMessage::Diverged { term, cp, shard, segments }))
+                if term == ours =>
+            {
                 self.diverged(shard, cp, segments);
             }
-            (Role::Secondary, Ok(PeerMessage::Committed { term, committed, base })) if term == ours => {
+            (Role::Secondary, Ok(PeerMessage::Committed { term, committed, base }))
+                if term == ours =>
+            {
                 if base > committed {
                     self.close_peer("a base after the last commit");
                     return;
@@ -290,11 +304,19 @@ impl Coordinator {
     }
 
     /// The roots differ: named loudly, and replication stops (R6).
-    pub(super) fn diverged(&mut self, shard: ShardId, cp: CpNumber, segments: Vec<(VolumeId, u64, Root)>) {
+    pub(super) fn diverged(
+        &mut self,
+        shard: ShardId,
+        cp: CpNumber,
+        segments: Vec<(VolumeId, u64, Root)>,
+    ) {
         self.peer.diverged = Some(cp);
-        let named: Vec<String> =
-            segments.iter().map(|(volume, segment, root)| format!("volume {volume} segment {segment} ({root})")).collect();
-        let named = if named.is_empty() { "the map as it was there".to_owned() } else { named.join(", ") };
+        let named: Vec<String> = segments
+            .iter()
+            .map(|(volume, segment, root)| format!("volume {volume} segment {segment} ({root})"))
+            .collect();
+        let named =
+            if named.is_empty() { "the map as it was there".to_owned() } else { named.join(", ") };
         self.log(format!(
             "ROOTS DIFFER at CP {cp} in shard {shard}: {named}. Replication stops; run `twinpoint verify` on both stores"
         ));
@@ -317,7 +339,9 @@ impl Coordinator {
                 self.post(&PeerMessage::Heartbeat { term });
             }
             self.watch_rejoin();
-        } else if self.may_go_alone() && self.now.since(self.peer.heard) >= self.options.peer_timeout_ns {
+        } else if self.may_go_alone()
+            && self.now.since(self.peer.heard) >= self.options.peer_timeout_ns
+        {
             self.superblock.alone_since.get_or_insert(self.committed.next());
             self.log(format!("carrying on alone from CP {}", self.committed.next()));
             // Marked now so that it is written once; flushes wait until it is durable.
@@ -388,7 +412,9 @@ impl Coordinator {
         match (self.peer.diverged, self.peer.state) {
             (Some(_), _) => "diverged",
             _ if !self.options.paired && self.role == Role::Primary => "none",
-            (_, State::Up) if self.role == Role::Primary && !self.peer.lanes_behind.is_empty() => "catching-up",
+            (_, State::Up) if self.role == Role::Primary && !self.peer.lanes_behind.is_empty() => {
+                "catching-up"
+            }
             (_, State::Up) => "connected",
             _ => "absent",
         }
@@ -401,7 +427,8 @@ impl Coordinator {
 
     pub(super) fn post_progress(&mut self) {
         if self.peer.is_up() && self.role == Role::Secondary {
-            let (term, received, durable) = (self.superblock.term, self.peer.received, self.peer.durable);
+            let (term, received, durable) =
+                (self.superblock.term, self.peer.received, self.peer.durable);
             self.post(&PeerMessage::Progress { term, received, durable });
         }
     }
@@ -430,7 +457,8 @@ impl Coordinator {
     /// The peer has all again: from now on flushes wait for it as the mode says.
     fn watch_rejoin(&mut self) {
         let was_alone = self.peer.alone || self.superblock.alone_since.is_some();
-        let in_step = self.role == Role::Primary && was_alone && self.peer.durable >= self.committed;
+        let in_step =
+            self.role == Role::Primary && was_alone && self.peer.durable >= self.committed;
         if in_step {
             self.peer.alone = false;
             self.going_alone = false;

@@ -81,14 +81,18 @@ impl Coordinator {
         if self.role != Role::Primary || self.closing || !self.superblock_allows() {
             return;
         }
-        let carries = self.next.name.is_some() || self.next.catalog.is_some() || !self.next.tickets.is_empty();
+        let carries = self.next.name.is_some()
+            || self.next.catalog.is_some()
+            || !self.next.tickets.is_empty();
         let must = carries || !self.want_reap.is_empty();
         if self.open_is_empty && !must {
             self.want_seal = false;
             return;
         }
         let asked = self.flush_waiters.back().is_some_and(|(cp, _)| *cp == self.open);
-        let old = self.open_since.is_some_and(|since| self.now.since(since) >= self.options.cp_interval_ns);
+        let old = self
+            .open_since
+            .is_some_and(|since| self.now.since(since) >= self.options.cp_interval_ns);
         let stopping = self.stopping.is_some();
         let due = must || asked || old || stopping || self.want_seal;
         if due && self.has_room_for_point() {
@@ -136,7 +140,14 @@ impl Coordinator {
         self.points.push_back(point);
     }
 
-    pub(super) fn sealed(&mut self, shard: ShardId, cp: CpNumber, root: Root, data_bytes: u64, delta_bytes: u64) {
+    pub(super) fn sealed(
+        &mut self,
+        shard: ShardId,
+        cp: CpNumber,
+        root: Root,
+        data_bytes: u64,
+        delta_bytes: u64,
+    ) {
         let point = self.point(cp);
         point.sealed.insert(shard);
         point.roots.push((shard, root));
@@ -187,7 +198,12 @@ impl Coordinator {
         point.sealed.insert(shard);
         point.roots.push((shard, root));
         let expected = self.peer.received.next();
-        let upto = self.points.iter().skip_while(|p| p.cp < expected).take_while(|p| p.is_applied()).last();
+        let upto = self
+            .points
+            .iter()
+            .skip_while(|p| p.cp < expected)
+            .take_while(|p| p.is_applied())
+            .last();
         if let Some(cp) = upto.map(|point| point.cp) {
             self.peer.received = cp;
             self.post_progress();
@@ -311,7 +327,11 @@ impl Coordinator {
             return;
         }
         let expected = self.committed.next();
-        let whole = self.points.iter().skip_while(|point| point.cp < expected).take_while(|point| point.is_written());
+        let whole = self
+            .points
+            .iter()
+            .skip_while(|point| point.cp < expected)
+            .take_while(|point| point.is_written());
         let Some(upto) = whole.last().map(|point| point.cp) else { return };
         let io = self.start();
         self.flush = Some((io, upto));
@@ -335,7 +355,11 @@ impl Coordinator {
         self.act(CoordinatorAction::Timing { written_ns, durable_ns: now.since(since) });
         let root = self.store_root();
         for (ticket, volume) in tickets {
-            self.replies.push_back((cp, ticket, volume.map_or(Reply::Checkpoint(cp, root), Reply::Volume)));
+            self.replies.push_back((
+                cp,
+                ticket,
+                volume.map_or(Reply::Checkpoint(cp, root), Reply::Volume),
+            ));
         }
         let changed = catalog.is_some();
         if let Some(catalog) = catalog {

@@ -66,7 +66,8 @@ impl Coordinator {
     }
 
     pub(super) fn superblock_step_done(&mut self, io: IoToken) {
-        let mut job = self.superblock_job.under_way.take().expect("only a flush and this are under way");
+        let mut job =
+            self.superblock_job.under_way.take().expect("only a flush and this are under way");
         assert_eq!(job.io, io, "an answer to nothing that was asked");
         job.step += 1;
         match job.step {
@@ -77,7 +78,11 @@ impl Coordinator {
             2 => {
                 job.io = self.start();
                 let block = Geometry::superblock_copies()[1];
-                self.act(CoordinatorAction::WriteMetadata { io: job.io, block, bytes: job.bytes.clone() });
+                self.act(CoordinatorAction::WriteMetadata {
+                    io: job.io,
+                    block,
+                    bytes: job.bytes.clone(),
+                });
             }
             _ => {
                 for then in job.then {

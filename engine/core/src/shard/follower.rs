@@ -55,14 +55,20 @@ struct Incoming {
 
 impl Follower {
     pub(super) fn begin(&mut self, lend: (BufferId, u32), last: CpNumber) {
-        assert!(self.building.is_none() && self.arrived.is_empty(), "the last session left something");
+        assert!(
+            self.building.is_none() && self.arrived.is_empty(),
+            "the last session left something"
+        );
         assert!(self.placements.is_empty(), "the last session left placements");
         self.lend = lend;
         self.expected = (last, Root::default());
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.building.is_none() && self.arrived.is_empty() && self.applied.is_empty() && self.applies.is_empty()
+        self.building.is_none()
+            && self.arrived.is_empty()
+            && self.applied.is_empty()
+            && self.applies.is_empty()
     }
 }
 
@@ -139,7 +145,8 @@ impl Shard {
 
     /// The placed bytes were compared with their checksums.
     pub(super) fn verified(&mut self, result: Result<(), IoFailure>) {
-        let (cp, placement, run, buffer) = self.follower.checking.take().expect("a check was asked for");
+        let (cp, placement, run, buffer) =
+            self.follower.checking.take().expect("a check was asked for");
         if result.is_err() {
             self.close_lane(LaneFault::Checksum);
             return;
@@ -152,7 +159,12 @@ impl Shard {
         self.act(ShardAction::WriteData { io, block, buffers });
     }
 
-    pub(super) fn receive_part(&mut self, cp: CpNumber, total: u32, bytes: &[u8]) -> Result<(), &'static str> {
+    pub(super) fn receive_part(
+        &mut self,
+        cp: CpNumber,
+        total: u32,
+        bytes: &[u8],
+    ) -> Result<(), &'static str> {
         let store = self.store;
         let (id, term) = (self.id, self.term);
         let before = self.expected_root();
@@ -164,9 +176,12 @@ impl Shard {
         if incoming.bytes.len() < total as usize {
             return Ok(());
         }
-        let mut record = Record::decode_wire(&incoming.bytes).map_err(|_| "an unreadable record")?;
+        let mut record =
+            Record::decode_wire(&incoming.bytes).map_err(|_| "an unreadable record")?;
         let blocks: u64 = incoming.runs.iter().map(|run| u64::from(run.count)).sum();
-        if (record.store, record.shard, record.term.0 <= term.0) != (store, id, true) || record.cp != cp {
+        if (record.store, record.shard, record.term.0 <= term.0) != (store, id, true)
+            || record.cp != cp
+        {
             return Err("a record of another shard, store, term or CP");
         }
         if record.delta.mapped_count() != blocks {
@@ -199,7 +214,8 @@ impl Shard {
         let incoming = self.follower.arrived.front().expect("a CP is applied after it arrived");
         let record = incoming.record.as_ref().expect("it arrived");
         assert_eq!(record.cp, cp, "CPs are applied in order");
-        let unmapped: u64 = record.delta.volumes.iter().map(|delta| delta.unmapped.len() as u64).sum();
+        let unmapped: u64 =
+            record.delta.volumes.iter().map(|delta| delta.unmapped.len() as u64).sum();
         if !self.has_journal_room(record.checksums.len() + unmapped as usize) {
             return false;
         }
@@ -212,7 +228,8 @@ impl Shard {
     pub(super) fn follower_written(&mut self, cp: CpNumber, placement: u64) {
         self.release_placement(placement);
         let follower = &mut self.follower;
-        let waiting = follower.building.iter_mut().chain(&mut follower.arrived).find(|i| i.cp == cp);
+        let waiting =
+            follower.building.iter_mut().chain(&mut follower.arrived).find(|i| i.cp == cp);
         match waiting {
             Some(incoming) => incoming.writes -= 1,
             None => self.applied_written(cp),
@@ -285,7 +302,8 @@ impl Shard {
         for delta in &record.delta.volumes {
             for run in delta.mapped.iter().chain(&delta.unmapped) {
                 let number = run.first.0 / crate::units::SEGMENT_BLOCKS;
-                let hash = self.map.segment(delta.volume, number).map_or(0, |segment| segment.hash());
+                let hash =
+                    self.map.segment(delta.volume, number).map_or(0, |segment| segment.hash());
                 let named = (delta.volume, number, Root(hash));
                 if !segments.contains(&named) && segments.len() < DIVERGED_SEGMENTS_MAX {
                     segments.push(named);
@@ -310,9 +328,14 @@ impl Shard {
                 return Err("a CP that is here already");
             }
             let (runs, checksums, bytes) = (Vec::new(), Vec::new(), Vec::new());
-            follower.building = Some(Incoming { cp, runs, checksums, bytes, record: None, writes: 0 });
+            follower.building =
+                Some(Incoming { cp, runs, checksums, bytes, record: None, writes: 0 });
         }
-        follower.building.as_mut().filter(|incoming| incoming.cp == cp).ok_or("a CP before the last one ended")
+        follower
+            .building
+            .as_mut()
+            .filter(|incoming| incoming.cp == cp)
+            .ok_or("a CP before the last one ended")
     }
 
     /// Tells the primary of placements that it may use again.

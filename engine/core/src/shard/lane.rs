@@ -36,8 +36,17 @@ pub(super) struct Lane {
 
 #[derive(Debug)]
 enum Outgoing {
-    Data { cp: CpNumber, first: DataBlock, buffers: Vec<BufferId>, checksums: Vec<Checksum>, borrowed: bool },
-    Record { cp: CpNumber, bytes: Vec<u8> },
+    Data {
+        cp: CpNumber,
+        first: DataBlock,
+        buffers: Vec<BufferId>,
+        checksums: Vec<Checksum>,
+        borrowed: bool,
+    },
+    Record {
+        cp: CpNumber,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A CP that is read back from the store.
@@ -55,8 +64,17 @@ struct CatchUp {
 }
 
 impl Shard {
-    pub(super) fn lane_up(&mut self, lend: (BufferId, u32), lent_blocks: u32, from: CpNumber, root: Root) {
-        assert!(!self.session_ending && self.lane.is_none(), "a session follows the end of the last");
+    pub(super) fn lane_up(
+        &mut self,
+        lend: (BufferId, u32),
+        lent_blocks: u32,
+        from: CpNumber,
+        root: Root,
+    ) {
+        assert!(
+            !self.session_ending && self.lane.is_none(),
+            "a session follows the end of the last"
+        );
         if self.role == Role::Secondary {
             self.follower.begin(lend, self.last);
             return;
@@ -128,13 +146,23 @@ impl Shard {
     }
 
     /// Acts on a message whose turn has come.
-    pub(super) fn take_lane_message(&mut self, message: LaneMessage, placed: Option<(BufferId, u32)>) {
+    pub(super) fn take_lane_message(
+        &mut self,
+        message: LaneMessage,
+        placed: Option<(BufferId, u32)>,
+    ) {
         let result = match (self.role, message) {
-            (Role::Primary, LaneMessage::Credit { term, placements }) if term == self.term => self.credit(placements),
-            (Role::Secondary, LaneMessage::Data { term, cp, base: _, first, checksums }) if term == self.term => {
+            (Role::Primary, LaneMessage::Credit { term, placements }) if term == self.term => {
+                self.credit(placements)
+            }
+            (Role::Secondary, LaneMessage::Data { term, cp, base: _, first, checksums })
+                if term == self.term =>
+            {
                 self.receive_data(cp, first, checksums, placed)
             }
-            (Role::Secondary, LaneMessage::Part { term, cp, total, bytes }) if term == self.term => {
+            (Role::Secondary, LaneMessage::Part { term, cp, total, bytes })
+                if term == self.term =>
+            {
                 self.receive_part(cp, total, &bytes)
             }
             _ => Err("lane message of another term or role"),
@@ -155,7 +183,9 @@ impl Shard {
         let Some(lane) = self.lane.as_mut().filter(|_| !self.session_ending) else { return };
         let catch_up = lane.catch_up.as_mut().expect("a read of it ended");
         let record = result.ok().and_then(|bytes| Record::decode(&bytes).ok());
-        let Some(record) = record.filter(|record| record.cp == catch_up.cp && record.shard == self.id) else {
+        let Some(record) =
+            record.filter(|record| record.cp == catch_up.cp && record.shard == self.id)
+        else {
             self.close_lane(LaneFault::Checksum);
             return;
         };
@@ -219,18 +249,20 @@ impl Shard {
         }
         self.drop_lane_queue();
         let waits_to_apply = !self.follower.applies.is_empty();
-        let busy = waits_to_apply || self.work.values().any(|work| {
-            matches!(
-                work,
-                Work::PostPoint(_)
-                    | Work::PostBorrowed(_)
-                    | Work::PostMessage
-                    | Work::CatchUp
-                    | Work::Verify
-                    | Work::FollowerWrite { .. }
-            )
-        });
-        if waits_to_apply && self.work.is_empty() && !std::mem::replace(&mut self.stuck_told, true) {
+        let busy = waits_to_apply
+            || self.work.values().any(|work| {
+                matches!(
+                    work,
+                    Work::PostPoint(_)
+                        | Work::PostBorrowed(_)
+                        | Work::PostMessage
+                        | Work::CatchUp
+                        | Work::Verify
+                        | Work::FollowerWrite { .. }
+                )
+            });
+        if waits_to_apply && self.work.is_empty() && !std::mem::replace(&mut self.stuck_told, true)
+        {
             self.tell(Report::Stuck);
         }
         if !busy {
@@ -307,11 +339,17 @@ impl Shard {
             match lane.queue.front() {
                 Some(Outgoing::Data { buffers, .. }) => {
                     let Some(target) = lane.place(buffers.len() as u32) else { return };
-                    let Some(Outgoing::Data { cp, first, buffers, checksums, borrowed }) = lane.queue.pop_front() else {
+                    let Some(Outgoing::Data { cp, first, buffers, checksums, borrowed }) =
+                        lane.queue.pop_front()
+                    else {
                         unreachable!("it was the front");
                     };
                     lane.queued_blocks -= buffers.len() as u32;
-                    let work = if borrowed { Work::PostBorrowed(buffers.clone()) } else { Work::PostPoint(cp) };
+                    let work = if borrowed {
+                        Work::PostBorrowed(buffers.clone())
+                    } else {
+                        Work::PostPoint(cp)
+                    };
                     let (term, base) = (self.term, self.base);
                     let message = LaneMessage::Data { term, cp, base, first, checksums }.encode();
                     let io = self.start(work);
@@ -323,7 +361,8 @@ impl Shard {
                     };
                     let total = u32::try_from(bytes.len()).expect("bounded by the record's limits");
                     for part in bytes.chunks(PART_BYTES_MAX) {
-                        let message = LaneMessage::Part { term: self.term, cp, total, bytes: part.to_vec() };
+                        let message =
+                            LaneMessage::Part { term: self.term, cp, total, bytes: part.to_vec() };
                         self.post_message(&message);
                     }
                 }

@@ -7,8 +7,8 @@ use super::staging::Key;
 use super::{Retained, Shard};
 use crate::block_map::SegmentKey;
 use crate::contract::IoToken;
-use crate::delta::Delta;
 use crate::data_run::DataRun;
+use crate::delta::Delta;
 use crate::segment::Slot;
 use crate::units::{Checksum, CpNumber, DataBlock};
 
@@ -17,7 +17,12 @@ pub(super) type Change = (Key, Option<Slot>);
 
 impl Shard {
     /// Applies a CP's delta to the map. Gives the slots it replaced, in the delta's order.
-    pub(super) fn update_map(&mut self, delta: &Delta, runs: &[DataRun], checksums: &[Checksum]) -> Vec<Change> {
+    pub(super) fn update_map(
+        &mut self,
+        delta: &Delta,
+        runs: &[DataRun],
+        checksums: &[Checksum],
+    ) -> Vec<Change> {
         let mut blocks = runs.iter().flat_map(DataRun::blocks);
         let mut sums = checksums.iter();
         let mut changes = Vec::with_capacity(checksums.len());
@@ -26,7 +31,8 @@ impl Shard {
             for run in &volume_delta.mapped {
                 for block in run.blocks() {
                     let slot = blocks.next().zip(sums.next().copied());
-                    let (block_new, checksum) = slot.expect("a block and a checksum for each mapped block");
+                    let (block_new, checksum) =
+                        slot.expect("a block and a checksum for each mapped block");
                     let slot = Slot { block: block_new, checksum };
                     changes.push(self.change_slot(Key { volume, block }, Some(slot)));
                 }
@@ -50,7 +56,8 @@ impl Shard {
 
     /// Keeps the blocks that a CP freed until the base has passed it.
     pub(super) fn retain(&mut self, cp: CpNumber, changes: &[Change]) {
-        let blocks: Vec<DataBlock> = changes.iter().filter_map(|(_, old)| old.map(|slot| slot.block)).collect();
+        let blocks: Vec<DataBlock> =
+            changes.iter().filter_map(|(_, old)| old.map(|slot| slot.block)).collect();
         if !blocks.is_empty() {
             self.retained.push_back(Retained { cp, blocks });
         }

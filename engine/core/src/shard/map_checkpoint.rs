@@ -168,7 +168,9 @@ impl MapCheckpoint {
         }
         let mut runs = Vec::new();
         let wanted = u32::try_from(batch.len()).expect("a batch is small");
-        self.slots.allocate(wanted, &mut runs).expect("slots are twice the segments a shard may have");
+        self.slots
+            .allocate(wanted, &mut runs)
+            .expect("slots are twice the segments a shard may have");
         let run = *runs.first().expect("something was allocated");
         // Only the first run is taken; the rest goes back and gets slots of its own.
         for rest in &runs[1..] {

@@ -126,13 +126,22 @@ pub struct Shard {
 enum Work {
     /// Data or the record of a sealed or applied CP.
     PointWrite(CpNumber),
-    Fill { cp: CpNumber, key: Key, group: u64 },
-    Read { group: u64 },
+    Fill {
+        cp: CpNumber,
+        key: Key,
+        group: u64,
+    },
+    Read {
+        group: u64,
+    },
     PostPoint(CpNumber),
     PostBorrowed(Vec<BufferId>),
     PostMessage,
     Verify,
-    FollowerWrite { cp: CpNumber, placement: u64 },
+    FollowerWrite {
+        cp: CpNumber,
+        placement: u64,
+    },
     CatchUp,
     Checkpoint,
 }
@@ -287,7 +296,8 @@ impl Shard {
             Order::Catalog(volumes) => {
                 self.doomed = self.map.volumes().filter(|v| !volumes.contains(v)).collect();
                 self.doomed.sort_unstable();
-                self.volume_newest = self.volume_newest.max(volumes.iter().copied().max().unwrap_or_default());
+                self.volume_newest =
+                    self.volume_newest.max(volumes.iter().copied().max().unwrap_or_default());
                 self.volumes = volumes;
                 self.retry_parked();
                 if !self.doomed.is_empty() && self.role == Role::Primary {

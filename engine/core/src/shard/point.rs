@@ -8,8 +8,8 @@ use super::map::Change;
 use super::staging::{Entry, Key, Staging};
 use super::{Shard, Work};
 use crate::contract::{Report, Seal, ShardAction};
-use crate::delta::{Delta, VolumeDelta};
 use crate::data_run::DataRun;
+use crate::delta::{Delta, VolumeDelta};
 use crate::limits::{RECORD_MAPPED_MAX, record_blocks_bound};
 use crate::message::{DATA_BLOCKS_PER_MESSAGE_MAX, Role};
 use crate::record::Record;
@@ -113,7 +113,9 @@ impl Shard {
         for (key, entry) in entries {
             match entry {
                 // The volume was deleted since: its blocks are reaped below.
-                Entry::Block { buffer, .. } if !self.volumes.contains(&key.volume) => freed.push(buffer),
+                Entry::Block { buffer, .. } if !self.volumes.contains(&key.volume) => {
+                    freed.push(buffer)
+                }
                 Entry::Unmap if !self.volumes.contains(&key.volume) => {}
                 Entry::Block { buffer, checksum, filling } => {
                     assert!(!filling, "a CP is sealed when its blocks are whole");
@@ -157,9 +159,13 @@ impl Shard {
         assert!(seal.participants.contains(self.id), "not a participant");
         let mut runs = Vec::new();
         let count = u32::try_from(staged.mapped.len()).expect("bounded by the record's limits");
-        self.free.allocate(count, &mut runs).expect("room was reserved when the blocks were staged");
-        let checksums: Vec<Checksum> = staged.mapped.iter().map(|(.., checksum)| *checksum).collect();
-        let delta = delta_of(staged.mapped.iter().map(|(key, ..)| *key), staged.unmapped.iter().copied());
+        self.free
+            .allocate(count, &mut runs)
+            .expect("room was reserved when the blocks were staged");
+        let checksums: Vec<Checksum> =
+            staged.mapped.iter().map(|(.., checksum)| *checksum).collect();
+        let delta =
+            delta_of(staged.mapped.iter().map(|(key, ..)| *key), staged.unmapped.iter().copied());
         let root_before = self.root();
         let changes: Vec<Change> = self.update_map(&delta, &runs, &checksums);
         self.retain(cp, &changes);
@@ -194,7 +200,12 @@ impl Shard {
             delta_bytes: record.encode_wire().len() as u64,
         });
         let places = record.runs.iter().flat_map(DataRun::blocks);
-        let blocks = staged.mapped.iter().zip(places).map(|((key, buffer, _), place)| (*key, *buffer, place)).collect();
+        let blocks = staged
+            .mapped
+            .iter()
+            .zip(places)
+            .map(|((key, buffer, _), place)| (*key, *buffer, place))
+            .collect();
         let mut point = Point { cp, blocks, record, writes: 0, posts: 0 };
         self.write_point(&mut point);
         self.points.push_back(point);
@@ -217,8 +228,10 @@ impl Shard {
     /// Appends a record to the journal and writes it. Room was made sure of before.
     pub(super) fn write_record(&mut self, record: &Record) {
         let bytes = record.encode();
-        let blocks = u32::try_from(bytes.len() / BLOCK_BYTES).expect("bounded by the record's limits");
-        let start = self.journal.append(record.cp, blocks, Record::checksum(&bytes), record.root_after);
+        let blocks =
+            u32::try_from(bytes.len() / BLOCK_BYTES).expect("bounded by the record's limits");
+        let start =
+            self.journal.append(record.cp, blocks, Record::checksum(&bytes), record.root_after);
         let io = self.start(Work::PointWrite(record.cp));
         let block = self.geometry.journal_block(self.id, start);
         self.act(ShardAction::WriteMetadata { io, block, bytes });

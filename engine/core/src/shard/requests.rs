@@ -28,7 +28,9 @@ pub(super) struct Group {
 impl Shard {
     pub(super) fn request(&mut self, request: Request, checksums: &[Checksum]) {
         request.check();
-        if self.failed || (!self.volumes.contains(&request.volume) && request.volume <= self.volume_newest) {
+        if self.failed
+            || (!self.volumes.contains(&request.volume) && request.volume <= self.volume_newest)
+        {
             self.refuse(request);
             return;
         }
@@ -154,7 +156,8 @@ impl Shard {
                         .expect("data blocks have 30 bits");
                     match runs.last_mut() {
                         Some((first, data, sums))
-                            if first.0 + sums.len() as u32 == to.0 && *data + sums.len() as u32 == start =>
+                            if first.0 + sums.len() as u32 == to.0
+                                && *data + sums.len() as u32 == start =>
                         {
                             sums.push(checksum);
                         }
@@ -206,7 +209,8 @@ impl Shard {
         let segment = first.0 / SEGMENT_BLOCKS;
         let mut bits = self.map.mapped_bits(request.volume, segment);
         for index in 0..SEGMENT_BLOCKS {
-            let key = Key { volume: request.volume, block: LocalBlock(segment * SEGMENT_BLOCKS + index) };
+            let key =
+                Key { volume: request.volume, block: LocalBlock(segment * SEGMENT_BLOCKS + index) };
             let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
             match self.stagings.find(key) {
                 Some(Entry::Block { .. }) => bits[word] |= bit,
@@ -214,7 +218,10 @@ impl Shard {
                 None => {}
             }
         }
-        self.act(ShardAction::Answer(Answer { tag: request.tag, outcome: Outcome::Mapped(Box::new(bits)) }));
+        self.act(ShardAction::Answer(Answer {
+            tag: request.tag,
+            outcome: Outcome::Mapped(Box::new(bits)),
+        }));
     }
 
     /// Whether a write's new blocks have room in the CP, the store and the map; if not, it was parked or answered.
@@ -235,8 +242,11 @@ impl Shard {
             self.segments_staged.extend(segment);
             return true;
         }
-        let nothing_to_wait_for = self.stagings.is_empty() && self.points.is_empty() && self.seals.is_empty();
-        if nothing_to_wait_for && (!enough_segments || (self.retained.is_empty() && self.limbo.is_empty())) {
+        let nothing_to_wait_for =
+            self.stagings.is_empty() && self.points.is_empty() && self.seals.is_empty();
+        if nothing_to_wait_for
+            && (!enough_segments || (self.retained.is_empty() && self.limbo.is_empty()))
+        {
             self.end_request(request, Outcome::NoSpace);
         } else {
             let held = self.retained.front().is_some_and(|retained| retained.cp <= self.committed);
@@ -251,10 +261,13 @@ impl Shard {
     /// Whether the map has room for all staged blocks and one in this segment. A segment that the map has now may be
     /// gone when its staged blocks come, if an earlier CP empties it: so those that have staged blocks all count.
     fn has_segment_room(&self, segment: SegmentKey) -> bool {
-        if self.segments_staged.contains(&segment) || !self.map.would_exceed(self.segments_staged.len() + 1) {
+        if self.segments_staged.contains(&segment)
+            || !self.map.would_exceed(self.segments_staged.len() + 1)
+        {
             return true;
         }
-        let missing = |segment: &&SegmentKey| !self.map.has_segment(segment.volume, segment.segment);
+        let missing =
+            |segment: &&SegmentKey| !self.map.has_segment(segment.volume, segment.segment);
         let staged = self.segments_staged.iter().filter(missing).count();
         !self.map.would_exceed(staged + usize::from(missing(&&segment)))
     }
@@ -262,7 +275,8 @@ impl Shard {
     /// Counts anew which segments have staged blocks.
     pub(super) fn recount_segments(&mut self) {
         self.segments_staged.clear();
-        self.segments_staged.extend(self.stagings.keys().map(|key| SegmentKey::of(key.volume, key.block)));
+        self.segments_staged
+            .extend(self.stagings.keys().map(|key| SegmentKey::of(key.volume, key.block)));
     }
 
     fn park_until_sealed(&mut self, request: Request) {
@@ -321,6 +335,7 @@ impl Shard {
     fn keys(&self, request: &Request) -> impl Iterator<Item = Key> + Clone + use<> {
         let first = self.local(request).0;
         let volume = request.volume;
-        (first..first + u64::from(request.blocks())).map(move |block| Key { volume, block: LocalBlock(block) })
+        (first..first + u64::from(request.blocks()))
+            .map(move |block| Key { volume, block: LocalBlock(block) })
     }
 }

@@ -116,7 +116,13 @@ impl Stagings {
 
 impl Staging {
     /// Puts a block's new contents; returns the buffer that they replace.
-    pub fn put(&mut self, key: Key, buffer: BufferId, checksum: Checksum, filling: bool) -> Option<BufferId> {
+    pub fn put(
+        &mut self,
+        key: Key,
+        buffer: BufferId,
+        checksum: Checksum,
+        filling: bool,
+    ) -> Option<BufferId> {
         let old = self.entries.insert(key, Entry::Block { buffer, checksum, filling });
         if filling {
             self.fills += 1;
@@ -153,7 +159,8 @@ impl Staging {
     /// Ends a fill: the entry is whole, or is dropped if the old contents could not be read.
     pub fn filled(&mut self, key: Key, checksum: Option<Checksum>) -> Option<BufferId> {
         self.fills -= 1;
-        let Some(Entry::Block { buffer, filling: true, .. }) = self.entries.get(&key).copied() else {
+        let Some(Entry::Block { buffer, filling: true, .. }) = self.entries.get(&key).copied()
+        else {
             panic!("a fill ended for a block that is not filling");
         };
         match checksum {
