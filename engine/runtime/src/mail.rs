@@ -134,6 +134,14 @@ impl Mailbox {
         self.incoming[from].as_mut().expect("every other worker has a ring").pop()
     }
 
+    /// How many pieces of mail wait in a participant's ring.
+    pub fn waiting(&mut self, from: usize) -> usize {
+        if from == self.worker {
+            return self.local.len();
+        }
+        self.incoming[from].as_mut().map_or(0, Consumer::len)
+    }
+
     /// Moves outboxes into rings and wakes those who got mail. Call before sleeping and once a round.
     pub fn deliver(&mut self) {
         for outgoing in &mut self.outgoing {

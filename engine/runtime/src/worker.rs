@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariants: a seal reaches a shard only after every request that was in any ring before it (R2): seals are set
-//! aside, all rings are emptied, then the seals are carried out. A worker never blocks but in its own io_uring, and
+//! aside, all that waits in any ring is taken, then the seals are carried out. A worker never blocks but in its own io_uring, and
 //! sleeps only when every ring was seen empty after it announced its sleep.
 
 use std::collections::VecDeque;
@@ -68,7 +68,7 @@ pub(crate) struct Worker {
     pub shards: Vec<Option<ShardPort>>,
     /// Of worker 0.
     pub coordinator: Option<Box<CoordinatorPort>>,
-    /// Seals set aside until all rings were emptied.
+    /// Seals set aside until what waited in all rings was taken.
     pub seals: VecDeque<(ShardId, Box<Seal>)>,
     pub listeners: Vec<OwnedFd>,
     pub accepting: bool,
@@ -148,29 +148,33 @@ impl Worker {
         Ok(worked || self.ring_full)
     }
 
-    /// Empties all rings; seals that were there before are carried out afterwards.
+    /// Takes what waits in each ring, no more: who fills a ring as fast as it is emptied must not keep this thread from
+    /// its device. Seals that were set aside before are carried out afterwards.
     fn take_mail(&mut self) -> Result<bool, UringError> {
         let mut worked = false;
         if self.index != 0 {
             // Worker 0's ring first: the seals it brings are set aside.
-            while let Some(mail) = self.mailbox.take(0) {
-                worked = true;
-                self.take_in(mail)?;
-            }
+            worked |= self.take_mail_of(0)?;
         }
         let seals: Vec<(ShardId, Box<Seal>)> = self.seals.drain(..).collect();
         let first = usize::from(self.index != 0);
         for from in first..self.shared.participants() {
-            while let Some(mail) = self.mailbox.take(from) {
-                worked = true;
-                self.take_in(mail)?;
-            }
+            worked |= self.take_mail_of(from)?;
         }
         for (shard, seal) in seals {
             worked = true;
             self.shard_event(shard, ShardEvent::Order(Order::Seal(seal)));
         }
         Ok(worked)
+    }
+
+    fn take_mail_of(&mut self, from: usize) -> Result<bool, UringError> {
+        let waiting = self.mailbox.waiting(from);
+        for _ in 0..waiting {
+            let mail = self.mailbox.take(from).expect("it was counted");
+            self.take_in(mail)?;
+        }
+        Ok(waiting > 0)
     }
 
     fn take_in(&mut self, mail: Mail) -> Result<(), UringError> {
