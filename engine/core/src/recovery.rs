@@ -242,7 +242,7 @@ pub fn recover(
     if superblock.committed > last {
         // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs.
         superblock.committed = last;
-        superblock.base = superblock.base.min(last);
+        superblock.base = base;
         superblock.sequence += 1;
         for block in Geometry::superblock_copies() {
             let why = "the last committed CP goes back to the wanted one";
@@ -258,25 +258,28 @@ pub fn recover(
             catalog = newer.clone();
         }
     }
-    let mut cut_off = None;
+    let mut cuts = Vec::new();
     let mut shards = Vec::new();
     let mut roots = Vec::new();
     for shard in survey.shards {
         let copies = geometry.header_copies(shard.id);
         let header = shard.header.clone();
         repair_copies(&mut repairs, shard.header_damage, copies, || header.encode());
-        if let Some(found) = shard.records.iter().find(|found| found.record.cp > last) {
-            cut_off = cut_off.max(Some(found.record.cp));
-            repairs.push(Repair {
-                block: geometry.journal_block(shard.id, found.start),
-                bytes: vec![0; BLOCK_BYTES],
-                why: "a record of a CP that is not whole is cut off",
-            });
+        for found in shard.records.iter().filter(|found| found.record.cp > last) {
+            cuts.push((found.record.cp, geometry.journal_block(shard.id, found.start)));
         }
         let image = replay(shard, &superblock, last, base, &catalog)?;
         roots.push(Root(image.map.root().0.wrapping_add(image.catalog_root)));
         shards.push(image);
     }
+    // The newest first: a record claims that the CPs before its own are committed, so none of those may go before it.
+    cuts.sort_by(|(one, _), (other, _)| other.cmp(one));
+    let cut_off = cuts.last().map(|(cp, _)| *cp);
+    repairs.extend(cuts.into_iter().map(|(_, block)| Repair {
+        block,
+        bytes: vec![0; BLOCK_BYTES],
+        why: "a record of a CP that is not whole is cut off",
+    }));
     let coordinator = CoordinatorImage { superblock, catalog, committed: last, base, roots };
     Ok(Recovered { coordinator, shards, repairs, cut_off })
 }

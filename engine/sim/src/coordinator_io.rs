@@ -59,7 +59,7 @@ impl World {
     pub fn coordinator_disk_done(&mut self, node: usize, id: u64, io: IoToken, kind: &Kind) {
         match kind {
             Kind::WriteMetadata => self.nodes[node].disk.end_write(id),
-            Kind::Flush { mark } => self.nodes[node].disk.flush(*mark),
+            Kind::Flush { mark } => self.flushed(node, *mark),
             other => panic!("{other:?} is no work of a coordinator"),
         }
         self.feed_coordinator(node, CoordinatorEvent::Done { io, result: Ok(()) });
@@ -121,6 +121,9 @@ impl World {
 
     fn send_order(&mut self, node: usize, shard: ShardId, order: Order) {
         let now = self.now;
+        if let Order::Committed { committed, base } = order {
+            self.images.check_claim(node, committed, base, self.nodes[node].keeps_base);
+        }
         let process = self.process(node);
         if matches!(order, Order::Seal(_)) {
             let done = process.frontends_done(shard);

@@ -163,6 +163,11 @@ impl Disk {
         self.current.get(&block).cloned().unwrap_or_else(zero_block)
     }
 
+    /// A block as a power cut now would leave it at worst.
+    pub fn durable_block(&self, block: u64) -> Block {
+        self.durable.get(&block).cloned().unwrap_or_else(zero_block)
+    }
+
     fn put(&mut self, block: u64, contents: Block) {
         self.answered += 1;
         self.current.insert(block, contents.clone());

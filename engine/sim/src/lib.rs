@@ -9,6 +9,7 @@ mod content;
 mod coordinator_io;
 mod disk;
 mod faults;
+mod images;
 mod lifecycle;
 mod model;
 mod node;

@@ -63,6 +63,10 @@ impl World {
                 image.committed, image.base
             )
         });
+        self.nodes[node].disk.flush_now();
+        let (last, base) = (recovered.coordinator.committed, recovered.coordinator.base);
+        self.images.opened(node, last, base, &recovered.shards);
+        self.look_at_superblock(node);
         self.check_roots(&recovered.shards);
         self.check_started(node, &recovered);
         self.nodes[node].life += 1;

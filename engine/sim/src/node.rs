@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub disowned_after: Option<CpNumber>,
     /// The other one was promoted and this one has not followed it yet: promoting it too would open one term twice.
     pub is_outdated: bool,
+    /// Its durable superblock says that the base is kept for a peer.
+    pub keeps_base: bool,
 }
 
 /// A running process.

@@ -181,12 +181,20 @@ impl World {
         let alive: Vec<usize> = (0..nodes).filter(|node| self.is_alive(*node)).collect();
         for node in &alive {
             let data_blocks = u64::from(self.options.geometry.data_blocks());
-            for shard in &self.process(*node).shards {
+            let now = Instant(self.now);
+            let base = self.process(*node).coordinator.status(now).base;
+            let process = self.nodes[*node].process.as_ref().expect("it lives");
+            for shard in &process.shards {
                 let used = shard.map_cost().1 + shard.retained_blocks();
                 let free = u64::from(shard.free_blocks());
                 assert!(
                     free + used == data_blocks || !shard.is_idle(),
                     "{free} free, {used} used, of {data_blocks}"
+                );
+                let known = self.images.free_blocks(*node, shard.id(), base);
+                assert!(
+                    shard.free_blocks() == known || !shard.is_idle(),
+                    "node {node}: {free} blocks are free, {known} are not used from the base {base} on"
                 );
             }
         }

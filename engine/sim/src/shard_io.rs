@@ -9,9 +9,13 @@ use std::rc::Rc;
 use twinpoint_core::contract::{
     CoordinatorEvent, FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent,
 };
+use twinpoint_core::data_run::DataRun;
+use twinpoint_core::geometry::Geometry;
 use twinpoint_core::message::Role;
+use twinpoint_core::record::Record;
 use twinpoint_core::request::{Operation as RequestOperation, Request};
-use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, ShardId};
+use twinpoint_core::superblock::Superblock;
+use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, DataBlock, DeviceBlock, ShardId};
 
 use crate::content::{Block, checksum, zero_block};
 use crate::node::{Kind, Operation, Process, Queue};
@@ -84,14 +88,16 @@ impl World {
                     assert!(same, "buffer {buffer} changed while it was written to the device");
                 }
                 disk.end_write(id);
+                self.images.ended(node, id, self.nodes[node].disk.flush_mark());
                 self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
             }
             Kind::WriteMetadata => {
                 disk.end_write(id);
+                self.images.ended(node, id, self.nodes[node].disk.flush_mark());
                 self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
             }
             Kind::Flush { mark } => {
-                disk.flush(mark);
+                self.flushed(node, mark);
                 self.feed_shard(node, shard, ShardEvent::Done { io, result: Ok(()) });
             }
             Kind::ReadMetadata => {
@@ -225,13 +231,18 @@ impl World {
             ShardAction::WriteData { io, block, buffers } => {
                 let contents =
                     buffers.iter().map(|b| self.process(node).buffers.get(*b).clone()).collect();
+                let first = block.0 - self.options.geometry.data_start(shard).0;
+                let first = DataBlock(u32::try_from(first).expect("a block of the shard's region"));
+                let run = DataRun { first, count: buffers.len() as u32 };
                 let id = self.begin_shard_operation(node, shard, io, Kind::WriteData { buffers });
+                self.images.data_begins((node, shard, id), run, self.nodes[node].keeps_base);
                 self.nodes[node].disk.begin_write(id, block.0, contents);
             }
             ShardAction::WriteMetadata { io, block, bytes } => {
                 let is_header = self.options.geometry.header_copies(shard).contains(&block);
                 self.counts.headers += u64::from(is_header);
                 let id = self.begin_shard_operation(node, shard, io, Kind::WriteMetadata);
+                self.watch_record(node, shard, id, block, &bytes);
                 self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
             }
             ShardAction::ReadData { io, block, buffer, checksums } => {
@@ -295,6 +306,41 @@ impl World {
             }
             other => panic!("{other:?} is no work on buffers"),
         }
+    }
+
+    /// A structure written to the journal is a record.
+    fn watch_record(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        id: u64,
+        block: DeviceBlock,
+        bytes: &[u8],
+    ) {
+        let geometry = &self.options.geometry;
+        let journal_start = geometry.journal_block(shard, 0).0;
+        let journal = journal_start..journal_start + u64::from(geometry.journal_blocks);
+        if journal.contains(&block.0) {
+            let record = Record::decode(bytes).expect("a record comes back");
+            self.images.record_begins(node, shard, id, &record);
+        }
+    }
+
+    /// A flush that was asked for at `mark` ended.
+    pub fn flushed(&mut self, node: usize, mark: u64) {
+        self.nodes[node].disk.flush(mark);
+        self.images.flushed(node, mark);
+        self.look_at_superblock(node);
+    }
+
+    /// What a store would say of its base after a power cut.
+    pub fn look_at_superblock(&mut self, node: usize) {
+        let disk = &self.nodes[node].disk;
+        let [first, second] =
+            Geometry::superblock_copies().map(|block| disk.durable_block(block.0));
+        let (superblock, _) =
+            Superblock::choose([&first[..], &second[..]]).expect("one copy is good");
+        self.nodes[node].keeps_base = superblock.paired && !superblock.base_given_up;
     }
 
     fn begin_shard_operation(

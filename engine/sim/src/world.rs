@@ -19,6 +19,7 @@ use twinpoint_core::units::{CpNumber, Root, ShardId, ShardSet, StoreId, Term};
 
 use crate::clients::{Client, Operation};
 use crate::disk::Disk;
+use crate::images::Images;
 use crate::model::Model;
 use crate::node::{Node, Queue};
 use crate::options::Options;
@@ -58,6 +59,7 @@ pub(crate) struct World {
     pub is_pair_broken: bool,
     /// Roots that the primaries sealed, by shard and CP; several if a CP's number was used again.
     pub sealed_roots: BTreeMap<(ShardId, CpNumber), Vec<Root>>,
+    pub images: Images,
     pub counts: Counts,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order_next: u64,
@@ -185,6 +187,7 @@ impl World {
     pub fn new(seed: u64, trace: Trace) -> World {
         let mut random = Random::new(seed);
         let options = Options::from_seed(&mut random);
+        let images = Images::new(options.geometry.shards, options.geometry.data_blocks());
         let nodes = [new_node(&options, Role::Primary), new_node(&options, Role::Secondary)];
         World {
             now: 0,
@@ -203,6 +206,7 @@ impl World {
             is_calm: false,
             is_pair_broken: false,
             sealed_roots: BTreeMap::new(),
+            images,
             counts: Counts::default(),
             queue: BinaryHeap::new(),
             order_next: 0,
@@ -286,6 +290,9 @@ impl World {
             NodeEvent::Request(shard, request) => self.deliver_request(node, shard, request),
             NodeEvent::Order(shard, order) => {
                 let is_lane_up = matches!(order, Order::LaneUp { .. });
+                if is_lane_up || matches!(order, Order::Lead(_)) {
+                    self.images.forget_unclaimed(node, shard);
+                }
                 self.feed_shard(node, shard, ShardEvent::Order(order));
                 if is_lane_up {
                     self.open_lane(node, shard);
@@ -340,5 +347,13 @@ fn new_node(options: &Options, role: Role) -> Node {
         disk.write_now(block.0, &bytes);
     }
     disk.flush_now();
-    Node { disk, role, life: 0, process: None, disowned_after: None, is_outdated: false }
+    Node {
+        disk,
+        role,
+        life: 0,
+        process: None,
+        disowned_after: None,
+        is_outdated: false,
+        keeps_base: false,
+    }
 }

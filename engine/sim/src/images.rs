@@ -1,0 +1,301 @@
+//! What really is on both stores: which CP's image uses which data block, and which CPs are durable where.
+//!
+//! Built from the writes, records and flushes that the world sees, whatever the engine believes. Rules checked here:
+//! - no data is written to a block that an image uses which its side still needs: that of its last committed CP, or of
+//!   any CP at or after the base, the last CP that is committed on both sides (R1, R7);
+//! - a record maps only blocks that were written for it, and no block twice;
+//! - no CP is called committed, on one side or on both, before it is (R3);
+//! - a start finds the map and the free blocks of exactly its last CP.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use twinpoint_core::data_run::DataRun;
+use twinpoint_core::record::Record;
+use twinpoint_core::shard::ShardImage;
+use twinpoint_core::units::{CpNumber, DataBlock, LocalBlock, Root, ShardId, ShardSet, VolumeId};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Images {
+    sides: [Side; 2],
+    /// The last CP that is durable and the same on both sides.
+    common: CpNumber,
+}
+
+#[derive(Debug)]
+struct Side {
+    shards: Vec<Region>,
+    points: BTreeMap<CpNumber, Point>,
+    /// All of it and of all before it is durable.
+    durable: CpNumber,
+    /// Data and record writes under way, by operation: of a record also its CP.
+    writes: BTreeMap<u64, (ShardId, Written)>,
+    /// Of what ended up to this place in the disk's order, all is durable.
+    flushed: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    Data(DataRun),
+    Record(CpNumber),
+}
+
+/// The data blocks of one shard.
+#[derive(Debug, Default)]
+struct Region {
+    /// For each block the images that use it, oldest first.
+    uses: Vec<Vec<Use>>,
+    /// The map of the newest record.
+    map: BTreeMap<Key, DataBlock>,
+    /// Blocks written for records to come.
+    unclaimed: BTreeSet<DataBlock>,
+    /// When each block's last write ended, in the disk's order; none while it is under way.
+    ended: BTreeMap<DataBlock, Option<u64>>,
+}
+
+type Key = (VolumeId, LocalBlock);
+
+/// The images of CPs from `mapped` on, before `freed`, use a block for `key`.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    key: Key,
+    mapped: CpNumber,
+    freed: Option<CpNumber>,
+}
+
+/// One CP on one side.
+#[derive(Debug)]
+struct Point {
+    participants: ShardSet,
+    parts: BTreeMap<ShardId, Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    root: Root,
+    runs: Vec<DataRun>,
+    ended: Option<u64>,
+}
+
+impl Images {
+    /// Two empty stores.
+    pub fn new(shards: u16, data_blocks: u32) -> Images {
+        let region =
+            || Region { uses: vec![Vec::new(); data_blocks as usize], ..Region::default() };
+        let side = || Side {
+            shards: (0..shards).map(|_| region()).collect(),
+            points: BTreeMap::new(),
+            durable: CpNumber(0),
+            writes: BTreeMap::new(),
+            flushed: 0,
+        };
+        Images { sides: [side(), side()], common: CpNumber(0) }
+    }
+
+    /// A data write begins. `keeps_base`: the side still needs the images from the base on.
+    pub fn data_begins(
+        &mut self,
+        (node, shard, operation): (usize, ShardId, u64),
+        run: DataRun,
+        keeps_base: bool,
+    ) {
+        let common = self.common;
+        let side = &mut self.sides[node];
+        let floor = if keeps_base { side.durable.min(common) } else { side.durable };
+        let durable = side.durable;
+        let region = &mut side.shards[usize::from(shard.0)];
+        for block in run.blocks() {
+            let uses = &region.uses[block.0 as usize];
+            let user = uses.iter().find(|used| used.freed.is_none_or(|freed| freed > floor));
+            assert!(
+                user.is_none(),
+                "node {node} writes block {block} of shard {shard}, which CPs at or after {floor} use: {user:?} \
+                 (committed here {durable}, on both {common})"
+            );
+            let fresh = region.unclaimed.insert(block);
+            assert!(fresh, "node {node} writes block {block} of shard {shard} for two CPs");
+            region.ended.insert(block, None);
+        }
+        side.writes.insert(operation, (shard, Written::Data(run)));
+    }
+
+    /// A record's write begins.
+    pub fn record_begins(&mut self, node: usize, shard: ShardId, operation: u64, record: &Record) {
+        let side = &mut self.sides[node];
+        let cp = record.cp;
+        side.shards[usize::from(shard.0)].apply(record, node, shard);
+        let participants = record.participants;
+        let point = side.points.entry(cp).or_insert(Point { participants, parts: BTreeMap::new() });
+        assert_eq!(point.participants, participants, "who takes part in CP {cp} of node {node}");
+        let part = Part { root: record.root_after, runs: record.runs.clone(), ended: None };
+        let fresh = point.parts.insert(shard, part).is_none();
+        assert!(fresh, "node {node} records CP {cp} of shard {shard} twice");
+        side.writes.insert(operation, (shard, Written::Record(cp)));
+    }
+
+    /// A write ended well, as the disk's number `order`.
+    pub fn ended(&mut self, node: usize, operation: u64, order: u64) {
+        let side = &mut self.sides[node];
+        match side.writes.remove(&operation) {
+            Some((shard, Written::Data(run))) => {
+                let region = &mut side.shards[usize::from(shard.0)];
+                run.blocks().for_each(|block| {
+                    region.ended.insert(block, Some(order));
+                });
+            }
+            Some((shard, Written::Record(cp))) => {
+                let part = side.points.get_mut(&cp).and_then(|point| point.parts.get_mut(&shard));
+                part.expect("a record under way is of a known CP").ended = Some(order);
+            }
+            None => {}
+        }
+    }
+
+    /// A flush ended: all up to `mark` in the disk's order is durable.
+    pub fn flushed(&mut self, node: usize, mark: u64) {
+        let side = &mut self.sides[node];
+        side.flushed = side.flushed.max(mark);
+        while side.is_durable(side.durable.next()) {
+            side.durable = side.durable.next();
+        }
+        self.find_common();
+    }
+
+    /// What a shard received and did not record is forgotten.
+    pub fn forget_unclaimed(&mut self, node: usize, shard: ShardId) {
+        self.sides[node].shards[usize::from(shard.0)].unclaimed.clear();
+    }
+
+    /// A store was opened at `last`: later CPs are gone. What it found must be what is known of it.
+    pub fn opened(&mut self, node: usize, last: CpNumber, base: CpNumber, found: &[ShardImage]) {
+        let side = &mut self.sides[node];
+        side.writes.clear();
+        side.points.split_off(&last.next());
+        side.durable = last;
+        assert!(side.points.keys().all(|cp| *cp <= last), "later CPs were cut off");
+        self.common = self.common.min(last);
+        for (region, image) in side.shards.iter_mut().zip(found) {
+            region.go_back(last);
+            assert_eq!(image.map.mapped_blocks(), region.map.len() as u64, "node {node} maps");
+            for ((volume, block), place) in &region.map {
+                let slot = image.map.get(*volume, *block).map(|slot| slot.block);
+                assert_eq!(slot, Some(*place), "node {node}: volume {volume} block {block}");
+            }
+            let free = image.free.free_blocks();
+            assert_eq!(free, region.free_after(base), "node {node} finds other free blocks");
+        }
+        self.find_common();
+    }
+
+    /// A coordinator says which CPs are committed here, and on both sides.
+    pub fn check_claim(&self, node: usize, committed: CpNumber, base: CpNumber, keeps_base: bool) {
+        let durable = self.sides[node].durable;
+        assert!(
+            committed <= durable,
+            "node {node} calls CP {committed} committed, it is {durable}"
+        );
+        let common = if keeps_base { self.common } else { durable };
+        assert!(base <= common, "node {node} calls CP {base} the base, it is {common}");
+    }
+
+    /// Blocks of a shard that no image at or after `base` uses.
+    pub fn free_blocks(&self, node: usize, shard: ShardId, base: CpNumber) -> u32 {
+        self.sides[node].shards[usize::from(shard.0)].free_after(base)
+    }
+
+    fn find_common(&mut self) {
+        let [one, other] = &self.sides;
+        let end = one.durable.min(other.durable);
+        while self.common < end {
+            let next = self.common.next();
+            let is_same = match (one.points.get(&next), other.points.get(&next)) {
+                (Some(one), Some(other)) => one.is_same(other),
+                _ => false,
+            };
+            if !is_same {
+                return;
+            }
+            self.common = next;
+        }
+    }
+}
+
+impl Side {
+    fn is_durable(&self, cp: CpNumber) -> bool {
+        let is_kept = |ended: Option<u64>| ended.is_some_and(|order| order <= self.flushed);
+        self.points.get(&cp).is_some_and(|point| {
+            point.participants.iter().all(|shard| {
+                let region = &self.shards[usize::from(shard.0)];
+                point.parts.get(&shard).is_some_and(|part| {
+                    let mut blocks = part.runs.iter().flat_map(DataRun::blocks);
+                    is_kept(part.ended)
+                        && blocks.all(|block| is_kept(region.ended.get(&block).copied().flatten()))
+                })
+            })
+        })
+    }
+}
+
+impl Region {
+    /// The map follows a record.
+    fn apply(&mut self, record: &Record, node: usize, shard: ShardId) {
+        let cp = record.cp;
+        let mut places = record.runs.iter().flat_map(DataRun::blocks);
+        for key in record.delta.mapped_blocks() {
+            let place = places.next().expect("a place for each mapped block");
+            let was_written = self.unclaimed.remove(&place);
+            assert!(
+                was_written,
+                "node {node} shard {shard} CP {cp}: block {place} was not written"
+            );
+            let old = self.map.insert(key, place);
+            self.free(old, cp);
+            let uses = &mut self.uses[place.0 as usize];
+            let user = uses.last().filter(|used| used.freed.is_none());
+            assert!(user.is_none(), "node {node} shard {shard} CP {cp}: {place} is mapped twice");
+            uses.push(Use { key, mapped: cp, freed: None });
+        }
+        for key in record.delta.unmapped_blocks() {
+            let old = self.map.remove(&key);
+            self.free(old, cp);
+        }
+    }
+
+    fn free(&mut self, old: Option<DataBlock>, cp: CpNumber) {
+        if let Some(old) = old {
+            let last = self.uses[old.0 as usize].last_mut().expect("a mapped block is used");
+            last.freed = Some(cp);
+        }
+    }
+
+    /// Only CPs up to `last` happened.
+    fn go_back(&mut self, last: CpNumber) {
+        self.unclaimed.clear();
+        self.map.clear();
+        for (index, uses) in self.uses.iter_mut().enumerate() {
+            uses.retain(|used| used.mapped <= last);
+            let Some(newest) = uses.last_mut() else { continue };
+            newest.freed = newest.freed.filter(|freed| *freed <= last);
+            if newest.freed.is_none() {
+                let place = DataBlock(u32::try_from(index).expect("a block's number"));
+                self.map.insert(newest.key, place);
+            }
+        }
+    }
+
+    fn free_after(&self, base: CpNumber) -> u32 {
+        let is_free = |uses: &&Vec<Use>| {
+            uses.iter().all(|used| used.freed.is_some_and(|freed| freed <= base))
+        };
+        self.uses.iter().filter(is_free).count() as u32
+    }
+}
+
+impl Point {
+    fn is_same(&self, other: &Point) -> bool {
+        let roots = |point: &Point| -> Vec<(ShardId, Root)> {
+            point.parts.iter().map(|(shard, part)| (*shard, part.root)).collect()
+        };
+        self.participants == other.participants && roots(self) == roots(other)
+    }
+}
