@@ -17,6 +17,10 @@ pub(crate) const METADATA_BUFFERS: u32 = 512;
 /// Most blocks of one metadata operation.
 const METADATA_BLOCKS_MAX: u32 = 64;
 
+/// Places in the io_uring that store operations leave to sockets, of which each worker has a bounded number: a socket's
+/// operation always finds a place.
+pub(crate) const SOCKET_PLACES: usize = 2048;
+
 /// Who asked: a shard, or (none) the coordinator.
 pub(crate) type Asker = Option<ShardId>;
 
@@ -188,7 +192,7 @@ impl StorePort {
         operations: &mut Operations,
         user_data: impl Fn(usize) -> u64,
     ) -> Result<(), UringError> {
-        while uring.free() > 0 {
+        while uring.free() > SOCKET_PLACES {
             let Some((work, piece)) = self.waiting.pop_front() else { return Ok(()) };
             let Some((under_way, ready)) = self.prepare(arena, work, &piece) else {
                 self.waiting.push_front((work, piece));

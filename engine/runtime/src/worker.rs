@@ -30,8 +30,11 @@ use crate::wake::Sleeper;
 
 /// Longest sleep: a worker looks around now and then, whatever happens.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
-/// Places in the io_uring that store operations leave to sockets.
-const SOCKET_PLACES: usize = 64;
+
+/// How long a worker that is about to end sleeps between two looks at the others.
+const ENDING_SLEEP: Duration = Duration::from_millis(1);
+/// Most clients of a node: each has at most two operations in the io_uring of its worker.
+const CLIENTS_MAX: u32 = 900;
 
 /// What an operation of the io_uring is for: the upper 32 bits of its user data.
 const STORE: u64 = 1 << 32;
@@ -139,11 +142,8 @@ impl Worker {
         worked |= self.run_coordinator()?;
         self.accept_when_published()?;
         self.resume_clients()?;
-        if self.uring.free() > SOCKET_PLACES {
-            self.store.submit(&mut self.uring, &self.shared.arena, &mut self.operations, |n| {
-                STORE | n as u64
-            })?;
-        }
+        let Worker { store, uring, shared, operations, .. } = self;
+        store.submit(uring, &shared.arena, operations, |number| STORE | number as u64)?;
         self.mailbox.deliver();
         Ok(worked || self.ring_full)
     }
@@ -275,10 +275,12 @@ impl Worker {
         if completion.result >= 0 {
             // SAFETY: the kernel made this descriptor for this completion, and nobody else has it.
             let socket = unsafe { adopt(completion.result) };
-            if !self.ending {
+            if !self.ending && self.shared.clients.fetch_add(1, Ordering::AcqRel) < CLIENTS_MAX {
                 let socket = set_no_delay(socket);
                 self.next_client = (self.next_client + 1) % self.shared.workers;
                 self.mailbox.send(self.next_client, Mail::Client(socket));
+            } else if !self.ending {
+                self.shared.clients.fetch_sub(1, Ordering::AcqRel);
             }
         }
         if !completion.has_more() && !self.ending {
@@ -289,8 +291,12 @@ impl Worker {
     }
 
     fn client_add(&mut self, socket: OwnedFd) -> Result<(), UringError> {
+        if self.ending {
+            drop(socket);
+            self.shared.clients.fetch_sub(1, Ordering::AcqRel);
+            return Ok(());
+        }
         let index = self.clients.add(socket, self.index);
-        self.shared.clients.fetch_add(1, Ordering::Relaxed);
         self.drive_client(index)
     }
 
@@ -306,7 +312,7 @@ impl Worker {
         };
         self.clients.drive(index, &mut self.uring, &mut host, &CLIENT_DATA)?;
         if self.clients.count() < before {
-            self.shared.clients.fetch_sub(1, Ordering::Relaxed);
+            self.shared.clients.fetch_sub(1, Ordering::AcqRel);
         }
         Ok(())
     }
@@ -355,7 +361,8 @@ impl Worker {
     }
 
     fn is_idle(&mut self) -> bool {
-        self.clients.count() == 0
+        // Any client, of whatever worker, may still need this one's shards.
+        self.shared.clients.load(Ordering::Acquire) == 0
             && self.store.is_idle()
             && self.mailbox.is_idle()
             && self.lanes_are_closed()
@@ -373,6 +380,10 @@ impl Worker {
     }
 
     fn sleep_time(&self, now: Instant) -> Duration {
+        if self.ending {
+            // Nobody rings when the last client of another worker is gone.
+            return ENDING_SLEEP;
+        }
         let timer = self.coordinator.as_ref().and_then(|port| port.next_tick());
         let until =
             timer.map_or(SLEEP_MAX, |at| Duration::from_nanos(at.since(self.core_time(now))));

@@ -3,6 +3,7 @@
 //! Built from the writes, records and flushes that the world sees, whatever the engine believes. Rules checked here:
 //! - no data is written to a block that an image uses which its side still needs: that of its last committed CP, or of
 //!   any CP at or after the base, the last CP that is committed on both sides (R1, R7);
+//! - no block is called free that such an image uses;
 //! - a record maps only blocks that were written for it, and no block twice;
 //! - no CP is called committed, on one side or on both, before it is (R3);
 //! - a start finds the map and the free blocks of exactly its last CP.
@@ -99,9 +100,8 @@ impl Images {
         run: DataRun,
         keeps_base: bool,
     ) {
-        let common = self.common;
+        let (common, floor) = (self.common, self.floor(node, keeps_base));
         let side = &mut self.sides[node];
-        let floor = if keeps_base { side.durable.min(common) } else { side.durable };
         let durable = side.durable;
         let region = &mut side.shards[usize::from(shard.0)];
         for block in run.blocks() {
@@ -198,9 +198,25 @@ impl Images {
         assert!(base <= common, "node {node} calls CP {base} the base, it is {common}");
     }
 
+    /// A shard says how many of its blocks are free: never one that an image uses which is still needed.
+    pub fn check_free(&self, node: usize, shard: ShardId, free: u32, keeps_base: bool) {
+        let floor = self.floor(node, keeps_base);
+        let unused = self.free_blocks(node, shard, floor);
+        assert!(
+            free <= unused,
+            "node {node} shard {shard}: {free} blocks are free, but only {unused} are not used from CP {floor} on"
+        );
+    }
+
     /// Blocks of a shard that no image at or after `base` uses.
     pub fn free_blocks(&self, node: usize, shard: ShardId, base: CpNumber) -> u32 {
         self.sides[node].shards[usize::from(shard.0)].free_after(base)
+    }
+
+    /// The oldest CP whose image a side still needs.
+    fn floor(&self, node: usize, keeps_base: bool) -> CpNumber {
+        let durable = self.sides[node].durable;
+        if keeps_base { durable.min(self.common) } else { durable }
     }
 
     fn find_common(&mut self) {

@@ -33,6 +33,10 @@ impl World {
                 if ceiling.is_some() =>
             {
                 self.note(|| format!("node {node} cannot go back to CP {cp}"));
+                assert!(
+                    !self.nodes[node].keeps_base,
+                    "node {node} cannot go back to CP {cp}, its base"
+                );
                 self.counts.broken_pairs += u64::from(!self.is_pair_broken);
                 self.is_pair_broken = true;
                 return;
@@ -104,7 +108,10 @@ impl World {
             && may
             && !self.nodes[node].is_outdated
             && !self.process(node).has_failed;
-        if is_fit && !self.is_primary(node) {
+        // Once all is to be mended, only a pair without a primary gets one.
+        let is_wanted = !self.is_calm || self.nodes[1 - node].role == Role::Secondary;
+        if is_fit && is_wanted && !self.is_primary(node) {
+            self.process(node).is_promoting = true;
             self.ask(node, TicketUse::Promote, Command::Promote { force });
         }
         if self.nodes.iter().all(|node| node.role == Role::Secondary) {
@@ -113,6 +120,7 @@ impl World {
     }
 
     pub fn promote_replied(&mut self, node: usize, reply: Reply) {
+        self.process(node).is_promoting = false;
         let last = match reply {
             Reply::Promoted(_, last) => last,
             Reply::Refused(
@@ -248,6 +256,7 @@ impl World {
             serves: false,
             holds: false,
             is_stopped: false,
+            is_promoting: false,
             is_failing: false,
             has_failed: false,
             operations: BTreeMap::new(),

@@ -42,6 +42,8 @@ pub(crate) struct Process {
     pub serves: bool,
     pub holds: bool,
     pub is_stopped: bool,
+    /// Asked to become primary, and not answered yet.
+    pub is_promoting: bool,
     /// The next write or flush fails.
     pub is_failing: bool,
     /// One did.

@@ -150,6 +150,9 @@ impl World {
         }
         for node in 0..nodes {
             let Some(process) = &self.nodes[node].process else { continue };
+            if process.is_promoting {
+                return format!("node {node} is being promoted");
+            }
             let used = process.buffers.in_use();
             if !used.is_empty() {
                 return format!("buffers of node {node} in use: {used:?}");

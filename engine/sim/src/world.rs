@@ -293,7 +293,12 @@ impl World {
                 if is_lane_up || matches!(order, Order::Lead(_)) {
                     self.images.forget_unclaimed(node, shard);
                 }
+                let may_free = matches!(order, Order::Committed { .. });
                 self.feed_shard(node, shard, ShardEvent::Order(order));
+                if may_free {
+                    let free = self.process(node).shards[usize::from(shard.0)].free_blocks();
+                    self.images.check_free(node, shard, free, self.nodes[node].keeps_base);
+                }
                 if is_lane_up {
                     self.open_lane(node, shard);
                 }

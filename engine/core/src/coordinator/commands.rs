@@ -108,7 +108,10 @@ impl Coordinator {
         };
         let last = self.committed;
         self.role = Role::Primary;
+        // The old primary has this side's CPs up to what it said at least: what later ones free waits for its return.
+        self.peer.durable = self.peer.told_committed.max(self.peer.told_base).min(last);
         self.superblock.open_history(Term(self.superblock.term.0 + 1), last);
+        self.superblock.paired |= self.options.paired;
         self.superblock.secondary = false;
         self.superblock.deposed_by = None;
         self.superblock.alone_since = Some(last.next());
@@ -120,8 +123,6 @@ impl Coordinator {
         self.promoting = None;
         self.points.clear();
         self.open = last.next();
-        // The old primary has this side's CPs up to what it said at least: what later ones free waits for its return.
-        self.peer.durable = self.peer.told_committed.max(self.peer.told_base).min(last);
         self.peer.alone = true;
         self.going_alone = true;
         let term = self.superblock.term;

@@ -69,6 +69,12 @@ impl Coordinator {
             self.act(CoordinatorAction::AnswerFlush(tag, false));
             return;
         }
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.settling) {
+            // After this stop nobody would answer it: a later CP than those kept can no longer be kept as the mode says.
+            let newest = if self.open_is_empty { self.open.previous() } else { self.open };
+            self.act(CoordinatorAction::AnswerFlush(tag, newest <= self.answerable()));
+            return;
+        }
         // While the gate is being closed it already admits to the CP after `open`, and `open_is_empty` speaks of that.
         let newest = if self.closing { self.open.next() } else { self.open };
         let wanted = if self.open_is_empty { newest.previous() } else { newest };

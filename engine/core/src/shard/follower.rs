@@ -36,6 +36,8 @@ pub(super) struct Follower {
     pub(super) applies: VecDeque<CpNumber>,
     /// Applied CPs, with their writes under way.
     applied: HashMap<CpNumber, u32, FastHash>,
+    /// A root differed: nothing is applied any more (R6).
+    diverged: bool,
     /// The last CP whose record arrived, and its root.
     expected: (CpNumber, Root),
     /// The check under way: what to write if it succeeds.
@@ -210,6 +212,11 @@ impl Shard {
 
     /// Applies the next CP that the coordinator found whole, if the journal has room for its record.
     pub(super) fn apply_next(&mut self) -> bool {
+        if self.follower.diverged {
+            // What was ordered before the coordinator heard of it; nothing of it is ever applied.
+            self.follower.applies.clear();
+            return false;
+        }
         let Some(cp) = self.follower.applies.front().copied() else { return false };
         let incoming = self.follower.arrived.front().expect("a CP is applied after it arrived");
         let record = incoming.record.as_ref().expect("it arrived");
@@ -239,7 +246,10 @@ impl Shard {
     /// Data or the record of an applied CP was written.
     pub(super) fn applied_written(&mut self, cp: CpNumber) {
         let Some(writes) = self.follower.applied.get_mut(&cp) else {
-            assert!(self.session_ending, "a write of an unknown CP ended");
+            assert!(
+                self.session_ending || self.follower.diverged,
+                "a write of an unknown CP ended"
+            );
             return;
         };
         *writes -= 1;
@@ -263,12 +273,20 @@ impl Shard {
         }
     }
 
-    fn apply(&mut self, incoming: Incoming) {
+    /// The CP is not applied, and none after it; its blocks are free again when the session has ended.
+    fn diverge(&mut self, incoming: Incoming, segments: Vec<(VolumeId, u64, Root)>) {
         let cp = incoming.cp;
-        let mut record = incoming.record.expect("a CP is applied after it arrived");
+        self.follower.diverged = true;
+        self.follower.arrived.push_front(incoming);
+        self.tell(Report::Diverged { cp, segments });
+    }
+
+    fn apply(&mut self, mut incoming: Incoming) {
+        let cp = incoming.cp;
+        let mut record = incoming.record.take().expect("a CP is applied after it arrived");
         assert_eq!(self.root(), record.root_before, "checked when the record arrived");
         if segments_exceed(&self.map, &record.delta) {
-            self.tell(Report::Diverged { cp, segments: Vec::new() });
+            self.diverge(incoming, Vec::new());
             return;
         }
         let catalog_root_before = self.catalog_root;
@@ -280,7 +298,7 @@ impl Shard {
             let segments = self.touched_segments(&record);
             self.revert_map(&changes);
             self.catalog_root = catalog_root_before;
-            self.tell(Report::Diverged { cp, segments });
+            self.diverge(incoming, segments);
             return;
         }
         if let Some(catalog) = record.catalog.clone() {

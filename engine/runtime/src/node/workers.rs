@@ -227,7 +227,14 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
         return Ok(());
     }
     worker.begin_coordinator();
-    worker.run().map_err(NodeError::Uring)
+    if let Err(error) = worker.run() {
+        // The other workers would wait for this one for ever.
+        eprintln!(
+            "twinpoint: a worker cannot go on: {error}; the process ends, recovery will do the rest"
+        );
+        std::process::exit(1);
+    }
+    Ok(())
 }
 
 /// A thread that unwinds would leave the others waiting for it.
