@@ -52,7 +52,7 @@ pub const RECORD_MAPPED_MAX: u32 = 32_768;
 /// Most runs of a record's delta, mapped and unmapped together.
 pub const RECORD_RUNS_MAX: u32 = 32_768;
 /// Most blocks one shard unmaps in one CP: all it can have.
-pub const RECORD_UNMAPPED_MAX: u32 = DATA_BLOCKS_USABLE_MAX;
+pub const RECORD_UNMAPPED_MAX: u32 = RECORD_MAPPED_MAX;
 /// Most bytes that one run adds to a delta's encoding: its gap and its length, each of at most
 /// nine learnt decisions and 41 plain bits.
 pub const DELTA_RUN_BYTES_MAX: usize = 18;

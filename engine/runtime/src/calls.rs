@@ -39,6 +39,7 @@ struct Connection {
 struct State {
     waiting: AtomicUsize,
     session_up: AtomicBool,
+    session_coming: AtomicBool,
     primary: AtomicBool,
 }
 
@@ -54,6 +55,7 @@ impl Caller {
         let (sender, receiver) = channel();
         self.state.waiting.store(0, Ordering::SeqCst);
         self.state.session_up.store(false, Ordering::SeqCst);
+        self.state.session_coming.store(false, Ordering::SeqCst);
         *self.lock() = Some(Connection { sender, waker });
         Calls { receiver, state: Arc::clone(&self.state) }
     }
@@ -83,14 +85,16 @@ impl Caller {
     }
 
     pub fn begin_session(&self, session: NewSession) {
-        self.state.session_up.store(true, Ordering::SeqCst);
+        // Until worker 0 has taken it, which it answers for itself from then on.
+        self.state.session_coming.store(true, Ordering::SeqCst);
         if self.send(Call::Session(Box::new(session))).is_none() {
-            self.state.session_up.store(false, Ordering::SeqCst);
+            self.state.session_coming.store(false, Ordering::SeqCst);
         }
     }
 
     pub fn session_is_up(&self) -> bool {
         self.state.session_up.load(Ordering::SeqCst)
+            || self.state.session_coming.load(Ordering::SeqCst)
     }
 
     pub fn is_primary(&self) -> bool {
@@ -131,10 +135,16 @@ impl Calls {
         self.state.waiting.load(Ordering::Relaxed) > 0
     }
 
-    pub fn set_session_up(&self, up: bool) {
+    /// Worker 0 took a session, and is at it or refused it.
+    pub fn session_taken(&self, up: bool) {
+        self.state.session_up.store(up, Ordering::SeqCst);
+        self.state.session_coming.store(false, Ordering::SeqCst);
+    }
+
+    pub fn session_over(&self) {
         // Stored only when it changes: the line stays shared with the callers.
-        if self.state.session_up.load(Ordering::Relaxed) != up && !self.is_waiting() {
-            self.state.session_up.store(up, Ordering::SeqCst);
+        if self.state.session_up.load(Ordering::Relaxed) {
+            self.state.session_up.store(false, Ordering::SeqCst);
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) struct HostPort<'a> {
     pub mailbox: &'a mut Mailbox,
     /// Set when a session was refused memory: a seal would give some back.
     pub starved: &'a mut bool,
+    /// Set when buffers came back: somebody may wait for them.
+    pub may_resume: &'a mut bool,
     /// Set when a ring was full.
     pub ring_full: &'a mut bool,
 }
@@ -252,6 +254,7 @@ impl Host for HostPort<'_> {
 
     fn free(&mut self, first: BufferId, count: u32) {
         self.pool.free(first, count);
+        *self.may_resume = true;
     }
 
     fn copy_in(&mut self, first: BufferId, offset: usize, bytes: &[u8]) {

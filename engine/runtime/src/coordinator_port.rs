@@ -130,7 +130,11 @@ impl Worker {
         if due {
             self.coordinator_tick();
         }
-        Ok(worked)
+        let port = self.coordinator.as_ref().expect("worker 0 has the coordinator");
+        if port.coordinator.session_is_over() && port.peer.is_none() {
+            port.calls.session_over();
+        }
+        Ok(worked || due)
     }
 
     pub fn coordinator_tick(&mut self) {
@@ -182,10 +186,6 @@ impl Worker {
         self.core().handle(now, open_is_empty, event);
         while let Some(action) = self.core().poll_action() {
             self.coordinator_action(action);
-        }
-        let port = self.coordinator.as_ref().expect("worker 0 has the coordinator");
-        if port.coordinator.session_is_over() && port.peer.is_none() {
-            port.calls.set_session_up(false);
         }
     }
 
@@ -275,6 +275,8 @@ impl Worker {
     }
 
     fn exit(&mut self, exit: Exit) {
+        // From now on nobody is let in: a worker that has ended takes nobody's requests.
+        self.ending = true;
         let port = self.coordinator.as_ref().expect("it ends");
         port.exit.lock().expect("nobody panics with the exit").get_or_insert(exit);
         self.close_wires();
@@ -315,7 +317,11 @@ impl Worker {
                 let ticket = port.ticket(reply);
                 self.coordinator_event(CoordinatorEvent::PeerHello(ticket, hello));
             }
-            Call::Session(session) => self.begin_session(*session)?,
+            Call::Session(session) => {
+                self.begin_session(*session)?;
+                let port = self.coordinator.as_ref().expect("it took the call");
+                port.calls.session_taken(port.peer.is_some());
+            }
             Call::Status(reply) => {
                 self.gauge_all();
                 let now = self.now();

@@ -25,7 +25,11 @@ impl Worker {
         lend: (BufferId, u32),
     ) -> Result<(), UringError> {
         let descriptor = wire.descriptor();
-        assert!(self.port(shard).lane.is_none(), "a lane begins after the end of the last");
+        if let Some(last) = self.port(shard).lane.take() {
+            // Closed, and not polled since: the core knows, and the session has ended.
+            self.lane_ended(shard, last)?;
+        }
+        self.port(shard).close_lane = false;
         self.port(shard).lane = Some(LanePort::new(wire, session, lend));
         self.watch_lane_input(lane_number(shard.0, session), descriptor)
     }
@@ -128,12 +132,7 @@ impl Worker {
         }
         let number = lane_number(shard.0, session);
         if let Some(reason) = closed {
-            self.forget_lane_watches(number)?;
-            for io in lane.abandon() {
-                self.shard_event(shard, ShardEvent::Posted { io });
-            }
-            drop(lane);
-            self.shard_event(shard, ShardEvent::LaneDown);
+            self.lane_ended(shard, lane)?;
             self.mailbox.send(0, Mail::LaneClosed(session, format!("lane {shard}: {reason}")));
             return Ok(());
         }
@@ -144,6 +143,17 @@ impl Worker {
             }
         }
         self.port(shard).lane = Some(lane);
+        Ok(())
+    }
+
+    /// A lane's wire is closed: its posts are over, then the shard hears that it is down.
+    fn lane_ended(&mut self, shard: ShardId, mut lane: LanePort) -> Result<(), UringError> {
+        self.forget_lane_watches(lane_number(shard.0, lane.session))?;
+        for io in lane.abandon() {
+            self.shard_event(shard, ShardEvent::Posted { io });
+        }
+        drop(lane);
+        self.shard_event(shard, ShardEvent::LaneDown);
         Ok(())
     }
 

@@ -20,7 +20,7 @@ impl Worker {
     pub fn begin_session(&mut self, session: NewSession) -> Result<(), UringError> {
         let NewSession { hello, control, lanes, lent_blocks } = session;
         let port = self.coordinator.as_mut().expect("calls go to worker 0");
-        if !port.coordinator.session_is_over() || port.peer.is_some() {
+        if self.ending || !port.coordinator.session_is_over() || port.peer.is_some() {
             eprintln!(
                 "twinpoint: a session came before the last one ended; the peer will dial again"
             );

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -70,12 +71,38 @@ impl Drop for NbdListener {
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
+            // Whatever else lies there is somebody's: only a dead socket is replaced.
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            if !is_socket || UnixStream::connect(path).is_ok() {
                 return Err(error);
             }
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_dead_socket_is_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("precious");
+        std::fs::write(&path, b"precious").expect("a file");
+        let address = NbdAddress::Unix(path.clone());
+        assert!(NbdListener::bind(&address).is_err(), "a file is not a socket");
+        assert_eq!(std::fs::read(&path).expect("it is still there"), b"precious");
+        std::fs::remove_file(&path).expect("it was there");
+        let alive = NbdListener::bind(&address).expect("a free path");
+        assert!(NbdListener::bind(&address).is_err(), "somebody answers");
+        drop(alive);
+        let dead = UnixListener::bind(&path).expect("a free path");
+        drop(dead);
+        assert!(path.exists(), "the file stays when its process dies");
+        drop(NbdListener::bind(&address).expect("nobody answers"));
+        assert!(!path.exists());
     }
 }

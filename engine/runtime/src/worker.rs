@@ -202,6 +202,8 @@ impl Worker {
             Mail::FirstWrite => self.coordinator_tick(),
             Mail::Flush(tag) => self.coordinator_flush(tag),
             Mail::Report(shard, report) => self.coordinator_report(shard, report),
+            // Nobody would close it.
+            Mail::Lane(..) if self.ending => {}
             Mail::Lane(shard, session, wire, lend) => {
                 self.lane_begin(shard, session, *wire, lend)?
             }
@@ -308,6 +310,7 @@ impl Worker {
             pool: &mut self.pool,
             mailbox: &mut self.mailbox,
             starved: &mut self.starved,
+            may_resume: &mut self.may_resume,
             ring_full: &mut self.ring_full,
         };
         self.clients.drive(index, &mut self.uring, &mut host, &CLIENT_DATA)?;
@@ -324,6 +327,7 @@ impl Worker {
             pool: &mut self.pool,
             mailbox: &mut self.mailbox,
             starved: &mut self.starved,
+            may_resume: &mut self.may_resume,
             ring_full: &mut self.ring_full,
         };
         work(&mut self.clients, &mut host)

@@ -107,6 +107,12 @@ impl Process {
         *last
     }
 
+    /// Whether an order or a report is on its way.
+    pub fn has_mail(&self, now: u64) -> bool {
+        let is_mail = |queue: &Queue| matches!(queue, Queue::Orders(_) | Queue::Reports(_));
+        self.arrivals.iter().any(|(queue, time)| is_mail(queue) && *time > now)
+    }
+
     /// When all that frontends have sent to a shard has arrived.
     pub fn frontends_done(&self, shard: ShardId) -> u64 {
         let of_shard = |queue: &Queue| matches!(queue, Queue::Frontend(_, to) if *to == shard);

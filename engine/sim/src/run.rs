@@ -150,6 +150,9 @@ impl World {
         }
         for node in 0..nodes {
             let Some(process) = &self.nodes[node].process else { continue };
+            if process.has_mail(self.now) {
+                return format!("orders or reports of node {node} are under way");
+            }
             if process.is_promoting {
                 return format!("node {node} is being promoted");
             }

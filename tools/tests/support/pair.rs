@@ -113,7 +113,12 @@ impl Pair {
         let shards = self.plan.shards.to_string();
         let mut arguments =
             vec!["format", &path, "--size", self.plan.store_size, "--shards", &shards];
-        arguments.extend(["--journal", self.plan.journal, "--prefill", "none", "--json"]);
+        // Alone, a primary keeps in its journal all that the peer misses: it has to hold a round's CPs.
+        let journal = match self.plan.on_peer_loss {
+            "continue" => "64MiB",
+            _ => self.plan.journal,
+        };
+        arguments.extend(["--journal", journal, "--prefill", "none", "--json"]);
         arguments.extend(store_id.iter().flat_map(|id| ["--store-id", id]));
         serde_json::from_str(&twinpoint(&arguments).success()).expect("format prints JSON")
     }

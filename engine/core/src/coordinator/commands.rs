@@ -128,8 +128,8 @@ impl Coordinator {
         let term = self.superblock.term;
         self.order_all(&Order::Lead(term));
         self.announce_commit();
-        self.publish_catalog();
         self.act(CoordinatorAction::OpenGate(self.open));
+        self.publish_catalog();
         self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last)));
         self.log(format!("promoted: primary of term {term} from CP {}", last.next()));
     }
@@ -145,18 +145,32 @@ impl Coordinator {
         let unsettled = ShardSet::all(self.superblock.geometry.shards);
         self.stopping = Some(Stopping { ticket, settling: false, unsettled });
         self.act(CoordinatorAction::Hold(true));
+        if self.role == Role::Secondary {
+            // Or the primary would give it CP after CP.
+            self.close_peer_to_stop();
+        }
         Ok(())
+    }
+
+    fn close_peer_to_stop(&mut self) {
+        if self.peer.is_up() {
+            self.close_peer("this node stops");
+        }
     }
 
     /// Commits what is staged, has the shards settle, and marks the store clean.
     pub(super) fn finish_stop(&mut self) {
         let sealed = self.closing || (self.role == Role::Primary && !self.open_is_empty);
-        let committed = self.points.iter().all(|point| point.cp <= self.committed);
+        let committed = self.points.back().is_none_or(|point| point.cp <= self.committed)
+            || self.peer.diverged().is_some();
+        // A peer that follows confirms within a round trip what clients wait for.
+        let confirming = self.peer.is_in_step() && self.answerable() < self.committed;
         let Some(stopping) = &mut self.stopping else { return };
-        if sealed || !committed {
+        if sealed || !committed || (confirming && !stopping.settling) {
             return;
         }
         if !std::mem::replace(&mut stopping.settling, true) {
+            self.close_peer_to_stop();
             self.order_all(&Order::Settle);
             return;
         }

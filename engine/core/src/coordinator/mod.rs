@@ -294,7 +294,10 @@ impl Coordinator {
             role: self.role,
             store: self.superblock.store,
             term: self.superblock.term.0,
-            open: self.open,
+            open: match self.role {
+                Role::Primary => self.open,
+                Role::Secondary => self.committed.next(),
+            },
             committed: self.committed,
             received: self.peer.received,
             confirmed: self.peer.durable,
@@ -338,10 +341,10 @@ impl Coordinator {
     fn serve(&mut self) {
         self.serving = true;
         self.announce_commit();
-        self.publish_catalog();
         if self.role == Role::Primary {
             self.act(CoordinatorAction::OpenGate(self.open));
         }
+        self.publish_catalog();
     }
 
     fn upkeep(&mut self) {

@@ -27,6 +27,8 @@ pub(super) struct Peer {
     pub told_committed: CpNumber,
     /// Primary: carrying on without it.
     pub alone: bool,
+    /// Primary: answers wait for the peer again; it was alone until this CP.
+    rejoin: Option<CpNumber>,
     heard: Instant,
     spoke: Instant,
     lanes_behind: ShardSet,
@@ -59,6 +61,7 @@ impl Peer {
             told_base: base,
             told_committed: base,
             alone: false,
+            rejoin: None,
             heard: now,
             spoke: now,
             lanes_behind: ShardSet::default(),
@@ -68,6 +71,11 @@ impl Peer {
 
     pub(super) fn is_up(&self) -> bool {
         self.state == State::Up
+    }
+
+    /// Primary: it is there and has no CPs to catch up with.
+    pub(super) fn is_in_step(&self) -> bool {
+        self.is_up() && self.lanes_behind.is_empty()
     }
 
     pub(super) fn is_absent(&self) -> bool {
@@ -286,6 +294,11 @@ impl Coordinator {
             return;
         }
         self.log(format!("peer lost: {reason}"));
+        self.peer.rejoin = None;
+        if self.role == Role::Primary {
+            // What was only in its memory may be gone with it.
+            self.peer.received = self.peer.durable;
+        }
         self.peer.state = State::Ending(ShardSet::all(self.superblock.geometry.shards));
         self.forget_arrived_points();
         self.order_all(&Order::SessionEnd);
@@ -353,23 +366,25 @@ impl Coordinator {
 
     /// Writers wait while an asynchronous secondary is further behind than declared.
     pub(super) fn watch_lag(&mut self) {
-        let bounded = self.bounds_lag();
-        let lag = self.lag(self.now);
-        let over = lag.points >= self.options.lag_points
-            || lag.bytes >= self.options.lag_bytes
-            || lag.age_ns >= self.options.lag_ns;
-        let hold = self.stopping.is_some() || (bounded && over);
+        let hold = self.stopping.is_some() || (self.bounds_lag() && self.is_too_far_ahead());
         if hold != self.holding {
             self.holding = hold;
             self.act(CoordinatorAction::Hold(hold));
         }
     }
 
+    fn is_too_far_ahead(&self) -> bool {
+        let lag = self.lag(self.now);
+        lag.points >= self.options.lag_points
+            || lag.bytes >= self.options.lag_bytes
+            || lag.age_ns >= self.options.lag_ns
+    }
+
     pub(super) fn lag(&self, now: Instant) -> Lag {
         if self.role != Role::Primary || !self.superblock.paired {
             return Lag::default();
         }
-        let behind = self.points.iter().filter(|point| point.cp > self.peer.durable);
+        let behind = self.points.range(self.points_until(self.peer.durable)..);
         let oldest = behind.clone().next().map(|point| point.since);
         Lag {
             points: self.open.previous().0 - self.peer.durable.0.min(self.open.previous().0),
@@ -394,7 +409,7 @@ impl Coordinator {
     /// When the secondary's lag becomes too old, if nothing is confirmed until then.
     fn lag_timeout(&self) -> Option<Instant> {
         let bounded = self.bounds_lag() && !self.holding;
-        let oldest = self.points.iter().find(|point| bounded && point.cp > self.peer.durable)?;
+        let oldest = self.points.get(self.points_until(self.peer.durable)).filter(|_| bounded)?;
         Some(oldest.since.after(self.options.lag_ns))
     }
 
@@ -442,7 +457,8 @@ impl Coordinator {
         let (now, before) = (self.now, self.peer.durable);
         self.peer.received = self.peer.received.max(received);
         self.peer.durable = self.peer.durable.max(durable);
-        let confirmed = self.points.iter().filter(|point| point.cp > before && point.cp <= durable);
+        let (first, end) = (self.points_until(before), self.points_until(self.peer.durable));
+        let confirmed = self.points.range(first..end.max(first));
         let times: Vec<u64> = confirmed.map(|point| now.since(point.since)).collect();
         for confirmed_ns in times {
             self.act(CoordinatorAction::Confirmed { confirmed_ns });
@@ -454,17 +470,28 @@ impl Coordinator {
         }
     }
 
-    /// The peer has all again: from now on flushes wait for it as the mode says.
+    /// The peer follows closely again: from now on flushes wait for it as the mode says, and once it has every CP that
+    /// was answered without it, this side is no longer alone. Under load there need be no moment without any lag.
     fn watch_rejoin(&mut self) {
-        let was_alone = self.peer.alone || self.superblock.alone_since.is_some();
-        let in_step =
-            self.role == Role::Primary && was_alone && self.peer.durable >= self.committed;
-        if in_step {
+        if self.role != Role::Primary || self.superblock.alone_since.is_none() {
+            return;
+        }
+        let newest = self.open.previous();
+        if self.peer.rejoin.is_none() {
+            let close = newest.0.saturating_sub(self.peer.durable.0)
+                <= 2 * self.options.points_in_flight as u64 + 2;
+            if !close || !self.peer.lanes_behind.is_empty() {
+                return;
+            }
+            self.peer.rejoin = Some(newest);
             self.peer.alone = false;
             self.going_alone = false;
+        }
+        if self.peer.rejoin.is_some_and(|cp| self.peer.durable >= cp) {
+            self.peer.rejoin = None;
             self.superblock.alone_since = None;
             self.superblock.base_given_up = false;
-            self.log(format!("the peer is in step again at CP {}", self.committed));
+            self.log(format!("the peer is in step again at CP {}", self.peer.durable));
             self.write_superblock(Then::Nothing);
         }
     }

@@ -69,15 +69,14 @@ impl Coordinator {
             self.act(CoordinatorAction::AnswerFlush(tag, false));
             return;
         }
-        if self.stopping.as_ref().is_some_and(|stopping| stopping.settling) {
-            // After this stop nobody would answer it: a later CP than those kept can no longer be kept as the mode says.
-            let newest = if self.open_is_empty { self.open.previous() } else { self.open };
-            self.act(CoordinatorAction::AnswerFlush(tag, newest <= self.answerable()));
-            return;
-        }
         // While the gate is being closed it already admits to the CP after `open`, and `open_is_empty` speaks of that.
         let newest = if self.closing { self.open.next() } else { self.open };
         let wanted = if self.open_is_empty { newest.previous() } else { newest };
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.settling) {
+            // Nobody would answer it later.
+            self.act(CoordinatorAction::AnswerFlush(tag, wanted <= self.answerable()));
+            return;
+        }
         self.flush_waiters.push_back((wanted, tag));
         self.answer_waiters();
     }
@@ -109,9 +108,15 @@ impl Coordinator {
 
     /// Whether another CP may be under way.
     pub(super) fn has_room_for_point(&self) -> bool {
-        let answerable = self.answerable();
-        let under_way = self.points.iter().filter(|point| point.cp > answerable).count();
-        self.role == Role::Primary && under_way < self.options.points_in_flight
+        let under_way = self.points.len() - self.points_until(self.answerable());
+        // A stop commits what is staged, whoever is waited for.
+        let allowed = under_way < self.options.points_in_flight || self.stopping.is_some();
+        self.role == Role::Primary && allowed
+    }
+
+    /// How many of the points are of `cp` or before. There may be many: a peer that is away keeps them all.
+    pub(super) fn points_until(&self, cp: CpNumber) -> usize {
+        self.points.partition_point(|point| point.cp <= cp)
     }
 
     /// The gate is closed: the open CP is sealed, the next one is open.
@@ -181,6 +186,10 @@ impl Coordinator {
         if !self.peer.is_up() {
             return;
         }
+        if cp <= self.peer.ordered {
+            self.close_peer("a CP that is here already");
+            return;
+        }
         let now = self.now;
         let index = self.points.partition_point(|point| point.cp < cp);
         if self.points.get(index).is_none_or(|point| point.cp != cp) {
@@ -221,10 +230,7 @@ impl Coordinator {
         let (_, upto) = self.flush.take().expect("a flush was under way");
         assert!(upto > self.committed, "a flush of nothing");
         let mut changed_catalog = false;
-        for index in 0..self.points.len() {
-            if self.points[index].cp <= self.committed || self.points[index].cp > upto {
-                continue;
-            }
+        for index in self.points_until(self.committed)..self.points_until(upto) {
             changed_catalog |= self.commit(index);
         }
         self.flush_when_written();
@@ -332,12 +338,8 @@ impl Coordinator {
         if self.flush.is_some() || self.failed {
             return;
         }
-        let expected = self.committed.next();
-        let whole = self
-            .points
-            .iter()
-            .skip_while(|point| point.cp < expected)
-            .take_while(|point| point.is_written());
+        let first = self.points_until(self.committed);
+        let whole = self.points.range(first..).take_while(|point| point.is_written());
         let Some(upto) = whole.last().map(|point| point.cp) else { return };
         let io = self.start();
         self.flush = Some((io, upto));

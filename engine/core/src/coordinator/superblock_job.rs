@@ -88,6 +88,8 @@ impl Coordinator {
                 for then in job.then {
                     self.superblock_written(then);
                 }
+                // Also when the store has failed since: a deposition has to be known at the next start.
+                self.pump_superblock();
                 return;
             }
         }
@@ -97,6 +99,8 @@ impl Coordinator {
     fn superblock_written(&mut self, then: Then) {
         match then {
             Then::Serve => self.serve(),
+            // The peer may have come back meanwhile.
+            Then::Alone if !self.going_alone => {}
             Then::Alone => {
                 self.peer.alone = true;
                 self.answer_waiters();

@@ -17,6 +17,9 @@ use crate::units::{BufferId, Checksum, CpNumber, DataBlock, Root};
 /// Blocks queued for a slow peer; beyond that CPs are read back from the store when their turn comes.
 const QUEUED_BLOCKS_MAX: u32 = 8192;
 
+/// Blocks read back and not sent yet: a slow peer must not take the memory that clients need.
+const CATCH_UP_BLOCKS_MAX: u32 = 1024;
+
 /// The lane of one session.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -61,6 +64,8 @@ struct CatchUp {
     done: usize,
     /// Buffers of the read under way.
     reading: Vec<BufferId>,
+    /// Waits until some of what it read was sent.
+    paused: bool,
 }
 
 impl Shard {
@@ -102,7 +107,13 @@ impl Shard {
         loop {
             self.post_queued();
             let Some(lane) = &mut self.lane else { return };
-            if lane.catch_up.is_some() || lane.queued_blocks >= QUEUED_BLOCKS_MAX {
+            if lane.queued_blocks >= QUEUED_BLOCKS_MAX {
+                return;
+            }
+            if let Some(catch_up) = &mut lane.catch_up {
+                if std::mem::take(&mut catch_up.paused) {
+                    self.catch_up_next();
+                }
                 return;
             }
             let Some(entry) = self.journal.entry_after(lane.cursor).copied() else {
@@ -120,6 +131,7 @@ impl Shard {
                     runs: Vec::new(),
                     done: 0,
                     reading: Vec::new(),
+                    paused: false,
                 });
                 let block = self.geometry.journal_block(self.id, entry.start);
                 let io = self.start(Work::CatchUp);
@@ -319,6 +331,10 @@ impl Shard {
     fn catch_up_next(&mut self) {
         let lane = self.lane.as_mut().expect("the caller has a lane");
         let catch_up = lane.catch_up.as_mut().expect("the caller is at it");
+        if lane.queued_blocks >= CATCH_UP_BLOCKS_MAX {
+            catch_up.paused = true;
+            return;
+        }
         if let Some(run) = catch_up.runs.last() {
             let want = run.count;
             let io = self.start(Work::CatchUp);

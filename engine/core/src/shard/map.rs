@@ -75,16 +75,22 @@ impl Shard {
             self.leave_limbo();
         }
         self.retry_parked();
+        self.retry_waiting_for_space(false);
     }
 
     /// Frees released blocks that no read under way can use.
     pub(super) fn leave_limbo(&mut self) {
         let oldest_read = self.reads.first().copied();
         let is_past = |mark: IoToken| oldest_read.is_none_or(|read| read >= mark);
+        let mut came = false;
         while let Some((_, blocks)) = self.limbo.pop_front_if(|(mark, _)| is_past(*mark)) {
+            came = true;
             for block in blocks {
                 self.free.release(block);
             }
+        }
+        if came {
+            self.retry_waiting_for_space(true);
         }
     }
 

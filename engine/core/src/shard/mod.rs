@@ -102,6 +102,8 @@ pub struct Shard {
     /// Segments in which blocks are staged.
     segments_staged: HashSet<SegmentKey, FastHash>,
     parked: Vec<Request>,
+    /// Writes that found no free block or no room in the map.
+    waiting_for_space: Vec<Request>,
     groups: HashMap<u64, Group, FastHash>,
     group_next: u64,
     seals: VecDeque<Seal>,
@@ -174,6 +176,7 @@ impl Shard {
             stagings: Stagings::default(),
             segments_staged: HashSet::with_hasher(FastHash),
             parked: Vec::new(),
+            waiting_for_space: Vec::new(),
             groups: HashMap::with_hasher(FastHash),
             group_next: 0,
             seals: VecDeque::new(),
@@ -220,7 +223,10 @@ impl Shard {
     /// Whether nothing is staged, sealed and not written, received and not applied, or otherwise under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let empty = self.stagings.is_empty() && self.parked.is_empty() && self.seals.is_empty();
+        let empty = self.stagings.is_empty()
+            && self.parked.is_empty()
+            && self.waiting_for_space.is_empty()
+            && self.seals.is_empty();
         empty && self.points.is_empty() && self.work.is_empty() && self.follower.is_idle()
     }
 
@@ -315,7 +321,7 @@ impl Shard {
             Order::Fail => self.fail(),
             Order::Settle => {
                 self.settling = true;
-                for request in std::mem::take(&mut self.parked) {
+                for request in self.take_parked() {
                     self.refuse(request);
                 }
             }
@@ -351,10 +357,17 @@ impl Shard {
         if !self.failed {
             self.failed = true;
             self.tell(Report::Failed);
-            for request in std::mem::take(&mut self.parked) {
+            for request in self.take_parked() {
                 self.refuse(request);
             }
         }
+    }
+
+    /// Every request that waits for something.
+    fn take_parked(&mut self) -> Vec<Request> {
+        let mut requests = std::mem::take(&mut self.parked);
+        requests.append(&mut self.waiting_for_space);
+        requests
     }
 
     fn act(&mut self, action: ShardAction) {

@@ -253,9 +253,27 @@ impl Shard {
             if nothing_to_wait_for && held && self.base < self.committed {
                 self.tell(Report::HeldByBase);
             }
-            self.park_until_sealed(request);
+            self.waiting_for_space.push(request);
+            self.want_seal();
         }
         false
+    }
+
+    /// After commits: requests that wait for space are admitted again when some came, or when none can come any more.
+    /// Not after every commit, for each admission asks for another CP.
+    pub(super) fn retry_waiting_for_space(&mut self, came: bool) {
+        if self.waiting_for_space.is_empty() {
+            return;
+        }
+        let idle = self.stagings.is_empty() && self.points.is_empty() && self.seals.is_empty();
+        let none_comes = idle && self.retained.is_empty() && self.limbo.is_empty();
+        if came || none_comes {
+            for request in std::mem::take(&mut self.waiting_for_space) {
+                self.act(ShardAction::Readmit(request));
+            }
+        } else if idle && self.base < self.committed {
+            self.tell(Report::HeldByBase);
+        }
     }
 
     /// Whether the map has room for all staged blocks and one in this segment. A segment that the map has now may be

@@ -27,6 +27,9 @@ use crate::status::{
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
 /// How long the link waits for the coordinator.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// How long a promotion waits for the end of a primary that was just killed, and between two looks.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(2);
+const PROMOTE_PAUSE: Duration = Duration::from_millis(20);
 /// How long a stop may take before the node ends without settling.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -65,6 +68,19 @@ impl NodeHandle {
     /// Has an operator's command carried out.
     #[must_use]
     pub fn command(&self, command: Command) -> Reply {
+        let began = std::time::Instant::now();
+        loop {
+            let reply = self.command_once(command.clone());
+            // A primary that was just killed is connected until the kernel has told: that is no reason to refuse.
+            let connected = reply == Reply::Refused(Refusal::PrimaryConnected);
+            if !connected || began.elapsed() >= PROMOTE_PATIENCE {
+                return reply;
+            }
+            thread::sleep(PROMOTE_PAUSE);
+        }
+    }
+
+    fn command_once(&self, command: Command) -> Reply {
         let reply = self.inner.caller.command(command, COMMAND_LIMIT);
         reply.unwrap_or(Reply::Refused(Refusal::Stopping))
     }

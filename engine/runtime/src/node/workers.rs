@@ -148,7 +148,7 @@ fn run_workers(
         threads.push(thread.map_err(NodeError::System)?);
     }
     drop(ready);
-    if (0..workers).all(|_| readiness.recv().is_ok()) {
+    if (0..workers).all(|_| readiness.recv() == Ok(true)) {
         // A worker that ended since tells why when it is joined.
         go.iter().for_each(|go| _ = go.send(()));
         // Nobody waits for it after a restart.
@@ -183,8 +183,28 @@ struct Seed {
     began: Instant,
 }
 
-fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), NodeError> {
+/// Makes a worker and, when all could be made, runs it. `ready` hears in any case whether this one could.
+fn work(seed: Seed, ready: &Sender<bool>, may_go: &Receiver<()>) -> Result<(), NodeError> {
     let _guard = AbortOnPanic;
+    let worker = make_worker(seed);
+    // If another worker could not be made, its reason is told, and this one ends.
+    _ = ready.send(worker.is_ok());
+    let mut worker = worker?;
+    if may_go.recv().is_err() {
+        return Ok(());
+    }
+    worker.begin_coordinator();
+    if let Err(error) = worker.run() {
+        // The other workers would wait for this one for ever.
+        eprintln!(
+            "twinpoint: a worker cannot go on: {error}; the process ends, recovery will do the rest"
+        );
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn make_worker(seed: Seed) -> Result<Worker, NodeError> {
     if let Some(core) = seed.core {
         pin(core)?;
     }
@@ -198,7 +218,7 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
     }
     uring.register_files(&[seed.store]).map_err(NodeError::Uring)?;
     let (first, count) = seed.pool;
-    let mut worker = Worker {
+    Ok(Worker {
         index: seed.index,
         shared: seed.shared,
         uring,
@@ -221,20 +241,7 @@ fn work(seed: Seed, ready: &Sender<()>, may_go: &Receiver<()>) -> Result<(), Nod
         ending: false,
         began: seed.began,
         round_began: seed.began,
-    };
-    // If another worker could not be made, its reason is told, and this one ends.
-    if ready.send(()).is_err() || may_go.recv().is_err() {
-        return Ok(());
-    }
-    worker.begin_coordinator();
-    if let Err(error) = worker.run() {
-        // The other workers would wait for this one for ever.
-        eprintln!(
-            "twinpoint: a worker cannot go on: {error}; the process ends, recovery will do the rest"
-        );
-        std::process::exit(1);
-    }
-    Ok(())
+    })
 }
 
 /// A thread that unwinds would leave the others waiting for it.
