@@ -315,3 +315,82 @@ impl Point {
         self.participants == other.participants && roots(self) == roots(other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinpoint_core::delta::{Delta, VolumeDelta};
+    use twinpoint_core::units::{Checksum, StoreId, Term};
+
+    const SHARD: ShardId = ShardId(0);
+
+    /// CP `cp` writes block 5 of a volume to `place`, on both sides up to `sides`, and is durable there.
+    fn play(images: &mut Images, cp: u64, place: u32, sides: usize) {
+        let run = DataRun { first: DataBlock(place), count: 1 };
+        let mut delta = VolumeDelta::new(VolumeId(1));
+        delta.push_mapped(LocalBlock(5));
+        let record = Record {
+            store: StoreId([7; 16]),
+            shard: SHARD,
+            term: Term(1),
+            cp: CpNumber(cp),
+            participants: ShardSet::one(SHARD),
+            committed: CpNumber(0),
+            base: CpNumber(0),
+            root_before: Root(0),
+            root_after: Root(u128::from(cp)),
+            sequence: cp,
+            previous: 0,
+            name: None,
+            catalog: None,
+            delta: Delta { volumes: vec![delta] },
+            runs: vec![run],
+            checksums: vec![Checksum(0)],
+        };
+        for node in 0..sides {
+            images.data_begins((node, SHARD, cp * 2), run, true);
+            images.record_begins(node, SHARD, cp * 2 + 1, &record);
+            images.ended(node, cp * 2, cp);
+            images.ended(node, cp * 2 + 1, cp);
+            images.flushed(node, cp);
+        }
+    }
+
+    #[test]
+    fn a_block_is_free_once_its_successor_is_durable_on_both_sides() {
+        let mut images = Images::new(1, 8);
+        play(&mut images, 1, 0, 2);
+        play(&mut images, 2, 1, 2);
+        play(&mut images, 3, 0, 2);
+        assert_eq!(images.free_blocks(1, SHARD, CpNumber(3)), 7);
+        images.check_claim(1, CpNumber(3), CpNumber(3), true);
+    }
+
+    #[test]
+    #[should_panic(expected = "node 1 writes block 1 of shard 0, which CPs at or after 2 use")]
+    fn the_last_image_of_a_secondary_is_not_overwritten() {
+        let mut images = Images::new(1, 8);
+        play(&mut images, 1, 0, 2);
+        play(&mut images, 2, 1, 2);
+        let run = DataRun { first: DataBlock(1), count: 1 };
+        images.data_begins((1, SHARD, 9), run, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "node 0 writes block 0 of shard 0, which CPs at or after 1 use")]
+    fn the_base_is_not_overwritten_while_one_side_is_behind() {
+        let mut images = Images::new(1, 8);
+        play(&mut images, 1, 0, 2);
+        play(&mut images, 2, 1, 1);
+        play(&mut images, 3, 0, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "calls CP 2 the base, it is 1")]
+    fn a_base_is_durable_on_both_sides() {
+        let mut images = Images::new(1, 8);
+        play(&mut images, 1, 0, 2);
+        play(&mut images, 2, 1, 1);
+        images.check_claim(0, CpNumber(2), CpNumber(2), true);
+    }
+}

@@ -168,8 +168,10 @@ impl World {
         self.soon(20_000_000, Event::Promote(1 - node, true));
     }
 
-    /// Nobody can mend the pair.
-    pub fn pair_broke(&mut self, refusal: &Refusal) {
+    /// Nobody can mend the pair: its primary has given the base up, and said so.
+    pub fn pair_broke(&mut self, primary: usize, refusal: &Refusal) {
+        let keeps_base = self.nodes[primary].keeps_base;
+        assert!(!keeps_base, "node {primary} gave its base up without a word: {refusal:?}");
         self.note(|| format!("the pair is broken: {refusal:?}"));
         self.counts.broken_pairs += u64::from(!self.is_pair_broken);
         self.is_pair_broken = true;

@@ -352,11 +352,7 @@ impl World {
             | Refusal::SameRole => {}
             Refusal::StaleTerm { .. } => self.deposed(primary),
             Refusal::Branch { common, .. } => self.drop_branch(secondary, *common),
-            Refusal::TooFarBehind { .. } => {
-                let keeps_base = self.nodes[primary].keeps_base;
-                assert!(!keeps_base, "node {primary} gave its base up without a word: {refusal:?}");
-                self.pair_broke(refusal);
-            }
+            Refusal::TooFarBehind { .. } => self.pair_broke(primary, refusal),
             other => panic!("the pair was refused: {other:?}"),
         }
     }

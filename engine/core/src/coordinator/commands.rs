@@ -88,6 +88,10 @@ impl Coordinator {
         if let Some(cp) = self.peer.diverged() {
             return Err(Refusal::RootDiffers(cp));
         }
+        if let Some(newer) = self.superblock.deposed_by.filter(|_| !force) {
+            let ours = newer.0;
+            return Err(Refusal::StaleTerm { theirs: self.superblock.term.0, ours });
+        }
         if self.peer.is_up() {
             if !force {
                 return Err(Refusal::PrimaryConnected);
@@ -110,7 +114,9 @@ impl Coordinator {
         self.role = Role::Primary;
         // The old primary has this side's CPs up to what it said at least: what later ones free waits for its return.
         self.peer.durable = self.peer.told_committed.max(self.peer.told_base).min(last);
-        self.superblock.open_history(Term(self.superblock.term.0 + 1), last);
+        let newest = self.superblock.deposed_by.max(Some(self.superblock.term));
+        let term = Term(newest.map_or(0, |term| term.0) + 1);
+        self.superblock.open_history(term, last);
         self.superblock.paired |= self.options.paired;
         self.superblock.secondary = false;
         self.superblock.deposed_by = None;

@@ -137,6 +137,7 @@ impl Coordinator {
                 return;
             }
             Err(refusal) => {
+                self.note_newer_term(theirs.term);
                 self.refuse(ticket, refusal);
                 return;
             }
@@ -152,6 +153,14 @@ impl Coordinator {
             self.write_superblock(Then::Hello(ticket));
         } else {
             self.answer_hello(ticket);
+        }
+    }
+
+    /// Another store leads in a newer term, and this one cannot follow it: a promotion here has to know (R8).
+    fn note_newer_term(&mut self, term: Term) {
+        if term > self.superblock.term && Some(term) > self.superblock.deposed_by {
+            self.superblock.deposed_by = Some(term);
+            self.write_superblock(Then::Nothing);
         }
     }
 
@@ -499,10 +508,13 @@ impl Coordinator {
     fn may_go_alone(&self) -> bool {
         self.role == Role::Primary
             && self.options.paired
-            && self.options.on_peer_loss == OnPeerLoss::Continue
+            // Or it is alone already, as the superblock says: by a promotion, or before a restart.
+            && (self.options.on_peer_loss == OnPeerLoss::Continue
+                || self.superblock.alone_since.is_some())
             && !self.peer.is_up()
             && !self.peer.alone
             && !self.going_alone
+            && self.stopping.is_none()
     }
 
     fn heartbeat_ns(&self) -> u64 {
