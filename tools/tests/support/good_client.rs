@@ -10,6 +10,9 @@ use super::node::Node;
 use super::pair::VOLUME;
 use super::sector::{self, BLOCK_SECTORS, SECTOR_BYTES};
 
+/// Between two rounds.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// A client that writes, reads back and flushes all the time.
 pub struct GoodClient {
     stop: Arc<AtomicBool>,
@@ -28,6 +31,8 @@ impl GoodClient {
                 let round = done.load(Ordering::SeqCst) + 1;
                 good_round(&mut client, round)?;
                 done.store(round, Ordering::SeqCst);
+                // Without its peer the node keeps all versions since the last common CP: not too many of them.
+                std::thread::sleep(PAUSE);
             }
             Ok(())
         });
