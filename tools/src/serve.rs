@@ -318,6 +318,11 @@ fn failure(error: &NodeError) -> Failure {
         ),
         NodeError::NotPromoted(..) => Failure::new(Exit::Refused, "not-promoted", error),
         NodeError::Deposed(..) => Failure::new(Exit::Refused, "deposed", error),
+        // Flags that no retry makes right.
+        NodeError::Core(_)
+        | NodeError::Memory { .. }
+        | NodeError::KeyMissing
+        | NodeError::Key(_) => Failure::new(Exit::Usage, "usage", error),
         _ => Failure::failed("node", error),
     }
 }

@@ -60,7 +60,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
 const LONG_FILES: &[(&str, usize)] = &[
     ("engine/core/src/contract.rs", 570),
     ("engine/core/src/coordinator/mod.rs", 500),
-    ("engine/core/src/coordinator/peer.rs", 520),
+    ("engine/core/src/coordinator/peer.rs", 500),
     ("engine/core/src/record.rs", 500),
     ("engine/core/src/recovery.rs", 730),
     ("engine/runtime/src/control.rs", 630),

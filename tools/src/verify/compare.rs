@@ -27,7 +27,7 @@ pub fn compare(
     first: (StoreFile, Recovered),
     second: (StoreFile, Recovered),
 ) -> Result<Comparison, Failure> {
-    let cp = common_cp(&first, &second)?;
+    let (cp, branched) = common_cp(&first, &second)?;
     let first = as_of(first, cp)?;
     let second = as_of(second, cp)?;
     let mut found = Found::default();
@@ -46,7 +46,8 @@ pub fn compare(
     }
     drop(progress);
     let roots = first.1.coordinator.roots == second.1.coordinator.roots;
-    Ok(found.into_comparison(cp, roots, first.0.path().into(), second.0.path().into()))
+    let paths = [first.0.path().into(), second.0.path().into()];
+    Ok(found.into_comparison(cp, roots, branched, &paths))
 }
 
 #[derive(Default)]
@@ -106,12 +107,17 @@ impl Found {
         self,
         cp: CpNumber,
         roots_equal: bool,
-        first: PathBuf,
-        second: PathBuf,
+        branched: bool,
+        [first, second]: &[PathBuf; 2],
     ) -> Comparison {
         let is_equal = roots_equal && self.different_blocks == 0;
+        let state = match (is_equal, branched) {
+            (true, false) => "equal",
+            (true, true) => "branched",
+            (false, _) => "different",
+        };
         let outline = Outline::Fields(vec![
-            ("state", Outline::text(if is_equal { "equal" } else { "different" })),
+            ("state", Outline::text(state)),
             ("cp", Outline::Number(cp.0)),
             ("roots_equal", Outline::Flag(roots_equal)),
             ("compared_blocks", Outline::Number(self.compared_blocks)),
@@ -129,6 +135,15 @@ impl Found {
             );
             differ("differ", text)
         });
+        let failure = failure.or_else(|| {
+            let text = format!(
+                "{} and {} are equal at CP {cp} and went different ways after it: each has CPs that the other never \
+                 had; see \"A branch\" in docs/OPERATING.md",
+                first.display(),
+                second.display(),
+            );
+            branched.then(|| differ("branched", text))
+        });
         Comparison { outline, failure }
     }
 }
@@ -142,11 +157,11 @@ fn which_is_damaged(first_is_right: bool, second_is_right: bool) -> &'static str
     }
 }
 
-/// The newest CP that both stores hold and that is the same one.
+/// The newest CP that both stores hold and that is the same one; and whether both went on from there, each its own way.
 fn common_cp(
     (first, one): &(StoreFile, Recovered),
     (second, other): &(StoreFile, Recovered),
-) -> Result<CpNumber, Failure> {
+) -> Result<(CpNumber, bool), Failure> {
     let names = format!("{} and {}", first.path().display(), second.path().display());
     let (one, other) = (&one.coordinator, &other.coordinator);
     if one.superblock.store != other.superblock.store {
@@ -164,7 +179,8 @@ fn common_cp(
             format!("the histories of {names} have no common start: format one of them anew");
         return Err(differ("no-common-history", text));
     };
-    Ok(one.committed.min(other.committed).min(limit))
+    let newest = one.committed.min(other.committed);
+    Ok((newest.min(limit), newest > limit))
 }
 
 /// The last CP number that both histories give to the same term.

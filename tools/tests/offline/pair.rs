@@ -84,7 +84,9 @@ fn a_branch_is_compared_where_it_began() {
         superblock.history.push(TermStart { term: Term(2), first: CpNumber(2) });
     });
     let (code, all, stderr) = compare(&first, &second);
-    assert_eq!((code, &all["comparison"]["cp"]), (0, &1.into()), "{stderr}");
+    let comparison = &all["comparison"];
+    assert_eq!((code, &comparison["cp"]), (4, &1.into()), "{stderr}");
+    assert_eq!(comparison["state"], "branched", "{stderr}");
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! being given up is durable before anything is answered because of it.
 
 mod commands;
+mod lag;
 mod peer;
 mod points;
 mod superblock_job;

@@ -5,7 +5,7 @@
 //! operator acts (R6).
 
 use super::superblock_job::Then;
-use super::{Coordinator, OnPeerLoss, Replication};
+use super::{Coordinator, OnPeerLoss};
 use crate::contract::{CoordinatorAction, Order, PeerSession, Refusal, Reply, Ticket};
 use crate::message::{Hello, PeerMessage, Role};
 use crate::session::judge;
@@ -41,14 +41,6 @@ enum State {
     Up,
     /// Shards that have not ended the session yet.
     Ending(ShardSet),
-}
-
-/// How far the secondary is behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Lag {
-    pub points: u64,
-    pub bytes: u64,
-    pub age_ns: u64,
 }
 
 impl Peer {
@@ -373,35 +365,6 @@ impl Coordinator {
         }
     }
 
-    /// Writers wait while an asynchronous secondary is further behind than declared.
-    pub(super) fn watch_lag(&mut self) {
-        let hold = self.stopping.is_some() || (self.bounds_lag() && self.is_too_far_ahead());
-        if hold != self.holding {
-            self.holding = hold;
-            self.act(CoordinatorAction::Hold(hold));
-        }
-    }
-
-    fn is_too_far_ahead(&self) -> bool {
-        let lag = self.lag(self.now);
-        lag.points >= self.options.lag_points
-            || lag.bytes >= self.options.lag_bytes
-            || lag.age_ns >= self.options.lag_ns
-    }
-
-    pub(super) fn lag(&self, now: Instant) -> Lag {
-        if self.role != Role::Primary || !self.superblock.paired {
-            return Lag::default();
-        }
-        let behind = self.points.range(self.points_until(self.peer.durable)..);
-        let oldest = behind.clone().next().map(|point| point.since);
-        Lag {
-            points: self.open.previous().0 - self.peer.durable.0.min(self.open.previous().0),
-            bytes: behind.map(|point| point.bytes).sum(),
-            age_ns: oldest.map_or(0, |since| now.since(since)),
-        }
-    }
-
     pub(super) fn peer_timeout(&self) -> Option<Instant> {
         if self.failed {
             return None;
@@ -416,19 +379,6 @@ impl Coordinator {
     }
 
     /// When the secondary's lag becomes too old, if nothing is confirmed until then.
-    fn lag_timeout(&self) -> Option<Instant> {
-        let bounded = self.bounds_lag() && !self.holding;
-        let oldest = self.points.get(self.points_until(self.peer.durable)).filter(|_| bounded)?;
-        Some(oldest.since.after(self.options.lag_ns))
-    }
-
-    fn bounds_lag(&self) -> bool {
-        self.role == Role::Primary
-            && self.options.paired
-            && self.options.replication == Replication::Async
-            && !self.peer.alone
-    }
-
     pub(super) fn peer_word(&self) -> &'static str {
         if self.superblock.deposed_by.is_some() && self.role == Role::Primary {
             return "deposed";
