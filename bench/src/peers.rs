@@ -54,7 +54,7 @@ pub struct PeersOptions {
     /// Measure only loads whose name has this text, as q64.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Where the results go: peers.txt, peers.csv, and peers.md. Default: bench/results/<date>-<kind of machine>-peers.
+    /// Where the results go: peers.txt, peers.csv, and peers.md. Default: `bench/results/<date>-<kind of machine>-peers`.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -34,7 +34,7 @@ pub struct RunOptions {
     /// Seed of all offsets and contents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the results go. Default: bench/results/<date>-<kind of machine>.
+    /// Where the results go. Default: `bench/results/<date>-<kind of machine>`.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
