@@ -43,9 +43,6 @@ pub(crate) struct StorePort {
     /// Pieces that wait for a place in the io_uring or for metadata buffers.
     waiting: VecDeque<(usize, Piece)>,
     metadata: Pool,
-    /// Counted for the status: data and metadata bytes written.
-    pub data_bytes: u64,
-    pub metadata_bytes: u64,
 }
 
 struct Work {
@@ -108,8 +105,6 @@ impl StorePort {
             free: Vec::new(),
             waiting: VecDeque::new(),
             metadata: Pool::new(metadata_first, METADATA_BUFFERS, 0),
-            data_bytes: 0,
-            metadata_bytes: 0,
         }
     }
 
@@ -119,15 +114,12 @@ impl StorePort {
     }
 
     pub fn write(&mut self, asker: Asker, io: IoToken, block: DeviceBlock, spans: Vec<Span>) {
-        let bytes: u64 = spans.iter().map(|span| u64::from(span.length)).sum();
-        self.data_bytes += bytes;
         let work = self.begin(Kind::Write(asker, io));
         self.add(work, Piece::Write { offset: offset(block), spans });
     }
 
     pub fn write_metadata(&mut self, asker: Asker, io: IoToken, block: DeviceBlock, bytes: &[u8]) {
         assert!(bytes.len().is_multiple_of(BLOCK_BYTES), "{} bytes of metadata", bytes.len());
-        self.metadata_bytes += bytes.len() as u64;
         let work = self.begin(Kind::Write(asker, io));
         let chunk_bytes = METADATA_BLOCKS_MAX as usize * BLOCK_BYTES;
         for (index, chunk) in bytes.chunks(chunk_bytes).enumerate() {

@@ -181,7 +181,7 @@ impl Worker {
         match mail {
             Mail::Request(shard, request) => self.shard_request(shard, request),
             Mail::Answer(answer) => {
-                let client = self.with_host(|clients, host| clients.answer(answer, host));
+                let client = self.with_host(|clients, host, _| clients.answer(answer, host));
                 self.drive_client(client)?;
             }
             Mail::Free(first, count) => {
@@ -189,7 +189,7 @@ impl Worker {
                 self.may_resume = true;
             }
             Mail::Flushed(tag, done) => {
-                let client = self.with_host(|clients, host| clients.flushed(tag, done, host));
+                let client = self.with_host(|clients, host, _| clients.flushed(tag, done, host));
                 self.drive_client(client)?;
             }
             Mail::Order(shard, Order::Seal(seal)) => self.seals.push_back((shard, seal)),
@@ -244,11 +244,13 @@ impl Worker {
                 }
             }
             RECEIVE => {
-                self.with_host(|clients, host| clients.received(number, completion.result, host));
+                self.with_host(|clients, host, _| {
+                    clients.received(number, completion.result, host)
+                });
                 self.drive_client(number)?;
             }
             SEND => {
-                self.with_host(|clients, host| clients.sent(number, completion.result, host));
+                self.with_host(|clients, host, _| clients.sent(number, completion.result, host));
                 self.drive_client(number)?;
             }
             BELL => self.uring.read_eventfd(BELL, self.sleeper.descriptor())?,
@@ -304,23 +306,17 @@ impl Worker {
 
     pub fn drive_client(&mut self, index: usize) -> Result<(), UringError> {
         let before = self.clients.count();
-        let mut host = HostPort {
-            worker: self.index,
-            shared: &self.shared,
-            pool: &mut self.pool,
-            mailbox: &mut self.mailbox,
-            starved: &mut self.starved,
-            may_resume: &mut self.may_resume,
-            ring_full: &mut self.ring_full,
-        };
-        self.clients.drive(index, &mut self.uring, &mut host, &CLIENT_DATA)?;
+        self.with_host(|clients, host, uring| clients.drive(index, uring, host, &CLIENT_DATA))?;
         if self.clients.count() < before {
             self.shared.clients.fetch_sub(1, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    fn with_host<T>(&mut self, work: impl FnOnce(&mut Clients, &mut HostPort<'_>) -> T) -> T {
+    fn with_host<T>(
+        &mut self,
+        work: impl FnOnce(&mut Clients, &mut HostPort<'_>, &mut Uring) -> T,
+    ) -> T {
         let mut host = HostPort {
             worker: self.index,
             shared: &self.shared,
@@ -330,7 +326,7 @@ impl Worker {
             may_resume: &mut self.may_resume,
             ring_full: &mut self.ring_full,
         };
-        work(&mut self.clients, &mut host)
+        work(&mut self.clients, &mut host, &mut self.uring)
     }
 
     /// Clients that waited go on when something came back; one that finds no memory has a CP sealed.
@@ -341,7 +337,7 @@ impl Worker {
         }
         if may_resume && self.clients.has_starved() {
             let mut resumed = Vec::new();
-            self.with_host(|clients, host| clients.resume(host, &mut resumed));
+            self.with_host(|clients, host, _| clients.resume(host, &mut resumed));
             for index in resumed {
                 self.drive_client(index)?;
             }
