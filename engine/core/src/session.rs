@@ -54,7 +54,8 @@ pub fn judge(primary: &Hello, secondary: &Hello) -> Result<CpNumber, Refusal> {
 /// cleanly opens its own term again, since CPs it lost may have reached its peer. Up to the first entry in which the
 /// two lists differ they are one; the earlier of the two differing entries' first CP ends the common part. One list
 /// may have forgotten its oldest entries.
-fn common_limit(one: &[TermStart], other: &[TermStart]) -> Option<CpNumber> {
+#[must_use]
+pub fn common_limit(one: &[TermStart], other: &[TermStart]) -> Option<CpNumber> {
     let start =
         |list: &[TermStart], first: &TermStart| list.iter().position(|entry| entry == first);
     let (one, other) = match (one.first(), other.first()) {

@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use twinpoint_core::recovery::{BlockSource, Recovered, RecoveryError};
+use twinpoint_core::session::common_limit;
 use twinpoint_core::shard::ShardImage;
-use twinpoint_core::superblock::TermStart;
 use twinpoint_core::units::{BLOCK_BYTES, CpNumber};
 use twinpoint_runtime::device::StoreFile;
 use twinpoint_runtime::store::{DeviceSource, StoreError, recover_read_only};
@@ -181,17 +181,6 @@ fn common_cp(
     };
     let newest = one.committed.min(other.committed);
     Ok((newest.min(limit), newest > limit))
-}
-
-/// The last CP number that both histories give to the same term.
-fn common_limit(one: &[TermStart], other: &[TermStart]) -> Option<CpNumber> {
-    let shared = one.iter().zip(other).take_while(|(a, b)| a == b).count();
-    if shared == 0 {
-        return None;
-    }
-    let ends = [one.get(shared), other.get(shared)].into_iter().flatten();
-    let first = ends.map(|start| start.first).min();
-    Some(first.map_or(CpNumber(u64::MAX), |first| CpNumber(first.0.saturating_sub(1))))
 }
 
 /// The store as it was at `cp`.
