@@ -407,6 +407,11 @@ pub enum Command {
         /// Even though the primary is connected.
         force: bool,
     },
+    /// Secondary: drop the branch of this name, and go back to where it began.
+    BranchDrop {
+        /// Its name.
+        name: String,
+    },
     /// What this side would say to a peer now.
     Hello,
     /// Primary: may a secondary that said this follow us?
@@ -424,6 +429,8 @@ pub enum Reply {
     Volume(VolumeId),
     /// The new term, and the last CP before it.
     Promoted(crate::units::Term, CpNumber),
+    /// The branch is dropped; the store goes back to this CP.
+    BranchDropped(CpNumber),
     /// What this side says of itself.
     Hello(Box<Hello>),
     /// The secondary is accepted, from this CP on.
@@ -472,6 +479,15 @@ pub enum Refusal {
         common: CpNumber,
         /// The last CP of the secondary.
         theirs: CpNumber,
+    },
+    /// The store has no branch of that name.
+    NoSuchBranch,
+    /// The branch cannot be dropped in place: blocks from before it are in use again, as the base was given up.
+    BranchHasNoBase {
+        /// Where the branch began.
+        common: CpNumber,
+        /// From which CP on blocks were kept.
+        base: CpNumber,
     },
     /// The secondary knows of committed CPs that this primary lost.
     PrimaryLostPoints {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block_map;
+pub mod branch;
 pub mod catalog;
 pub mod codec;
 pub mod contract;

@@ -243,6 +243,7 @@ pub fn recover(
         // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs.
         superblock.committed = last;
         superblock.base = base;
+        superblock.branch = superblock.branch.filter(|branch| branch.tip <= last);
         superblock.sequence += 1;
         for block in Geometry::superblock_copies() {
             let why = "the last committed CP goes back to the wanted one";

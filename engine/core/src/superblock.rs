@@ -4,14 +4,15 @@
 //! other; the newer valid one wins. It is not written by a consistency point (R3).
 //!
 //! Invariants: terms do not descend in the history and none is above the store's own; the base is not
-//! newer than what is committed here; [`Superblock::encode`] and [`Superblock::decode`] check the
+//! newer than what is committed here; a branch ends after where it began; [`Superblock::encode`] and [`Superblock::decode`] check the
 //! same.
 
+use crate::branch::Branch;
 use crate::codec::{Damage, FormatError, FormatErrorKind, Reader, Writer};
 use crate::codec::{check_sealed, choose_copy, seal};
 use crate::geometry::Geometry;
 use crate::limits::HISTORY_MAX;
-use crate::units::{BLOCK_BYTES, CpNumber, StoreId, Term};
+use crate::units::{BLOCK_BYTES, CpNumber, Root, StoreId, Term};
 
 /// First bytes of a store.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"TWINPNT1";
@@ -23,9 +24,14 @@ pub const SUPERBLOCK_CHECKSUM_OFFSET: usize = 120;
 pub const SUPERBLOCK_HISTORY_OFFSET: usize = 128;
 /// Bytes of one term in the history.
 pub const TERM_START_BYTES: usize = 16;
+/// Where the branch lies: behind the room of the longest history.
+pub const SUPERBLOCK_BRANCH_OFFSET: usize =
+    SUPERBLOCK_HISTORY_OFFSET + HISTORY_MAX * TERM_START_BYTES;
+/// Bytes of a branch: term, common CP, tip, root.
+pub const BRANCH_BYTES: usize = 40;
 
 const _: () = assert!(SUPERBLOCK_CHECKSUM_OFFSET + 8 == SUPERBLOCK_HISTORY_OFFSET);
-const _: () = assert!(SUPERBLOCK_HISTORY_OFFSET + HISTORY_MAX * TERM_START_BYTES <= BLOCK_BYTES);
+const _: () = assert!(SUPERBLOCK_BRANCH_OFFSET + BRANCH_BYTES <= BLOCK_BYTES);
 
 const FLAG_PAIRED: u32 = 1;
 const FLAG_BASE_GIVEN_UP: u32 = 2;
@@ -33,7 +39,8 @@ const FLAG_CLEAN: u32 = 4;
 const FLAG_ALONE: u32 = 8;
 const FLAG_DEPOSED: u32 = 16;
 const FLAG_SECONDARY: u32 = 32;
-const FLAGS_KNOWN: u32 = 63;
+const FLAG_BRANCH: u32 = 64;
+const FLAGS_KNOWN: u32 = 127;
 
 /// Where a term began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +78,8 @@ pub struct Superblock {
     pub base_given_up: bool,
     /// A peer with this term took over; this store must not be primary of an older one.
     pub deposed_by: Option<Term>,
+    /// CPs of an older term that this store alone has: it follows nobody until they are dropped by name.
+    pub branch: Option<Branch>,
     /// The store was closed in order.
     pub clean: bool,
 }
@@ -91,7 +100,8 @@ impl Superblock {
             | flag(self.clean, FLAG_CLEAN)
             | flag(self.alone_since.is_some(), FLAG_ALONE)
             | flag(self.deposed_by.is_some(), FLAG_DEPOSED)
-            | flag(self.secondary, FLAG_SECONDARY);
+            | flag(self.secondary, FLAG_SECONDARY)
+            | flag(self.branch.is_some(), FLAG_BRANCH);
         let mut writer = Writer::with_capacity(BLOCK_BYTES);
         writer.put_bytes(&SUPERBLOCK_MAGIC);
         writer.put_u16(SUPERBLOCK_VERSION);
@@ -113,6 +123,13 @@ impl Superblock {
         for start in &self.history {
             writer.put_u64(start.term.0);
             writer.put_u64(start.first.0);
+        }
+        writer.pad_to(SUPERBLOCK_BRANCH_OFFSET);
+        if let Some(branch) = self.branch {
+            writer.put_u64(branch.term.0);
+            writer.put_u64(branch.common.0);
+            writer.put_u64(branch.tip.0);
+            writer.put_u128(branch.root.0);
         }
         writer.pad_to(BLOCK_BYTES);
         let mut bytes = writer.finish();
@@ -160,6 +177,7 @@ impl Superblock {
             alone_since: None,
             base_given_up: flags & FLAG_BASE_GIVEN_UP != 0,
             deposed_by: None,
+            branch: None,
             clean: flags & FLAG_CLEAN != 0,
         };
         superblock.alone_since = get_optional(&mut reader, flags & FLAG_ALONE)?.map(CpNumber);
@@ -169,6 +187,15 @@ impl Superblock {
         for _ in 0..history_count {
             let (term, first) = (Term(reader.get_u64()?), CpNumber(reader.get_u64()?));
             superblock.history.push(TermStart { term, first });
+        }
+        reader.get_reserved(SUPERBLOCK_BRANCH_OFFSET - reader.position())?;
+        if flags & FLAG_BRANCH != 0 {
+            superblock.branch = Some(Branch {
+                term: Term(reader.get_u64()?),
+                common: CpNumber(reader.get_u64()?),
+                tip: CpNumber(reader.get_u64()?),
+                root: Root(reader.get_u128()?),
+            });
         }
         reader.get_reserved(reader.remaining())?;
         superblock.check()?;
@@ -186,6 +213,26 @@ impl Superblock {
         if self.history.len() > HISTORY_MAX {
             self.history.remove(0);
         }
+    }
+
+    /// This store is a primary's from CP `last` on, in a term newer than any it heard of. Gives the term.
+    pub fn promote(&mut self, last: CpNumber) -> Term {
+        let term = Term(self.deposed_by.max(Some(self.term)).map_or(0, |term| term.0) + 1);
+        self.open_history(term, last);
+        self.secondary = false;
+        self.deposed_by = None;
+        // What only this store had is the pair's history from now on.
+        self.branch = None;
+        self.alone_since = Some(last.next());
+        self.base_given_up = false;
+        term
+    }
+
+    /// The branch is dropped: this store is a secondary's, and goes back to the common CP before it follows.
+    pub fn drop_branch(&mut self) {
+        self.branch = None;
+        // Of a secondary nobody was told of the CPs that its primary does not have.
+        self.secondary = true;
     }
 
     /// Of two copies takes the valid one with the higher sequence, and tells which is to be
@@ -215,6 +262,10 @@ impl Superblock {
         }
         if self.base > self.committed {
             return field(80);
+        }
+        if self.branch.is_some_and(|branch| branch.tip <= branch.common || branch.term > self.term)
+        {
+            return field(SUPERBLOCK_BRANCH_OFFSET);
         }
         Ok(())
     }

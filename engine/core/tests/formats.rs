@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use twinpoint_core::block_map::{BlockMap, SegmentKey};
+use twinpoint_core::branch::Branch;
 use twinpoint_core::catalog::Catalog;
 use twinpoint_core::codec::{Damage, FormatErrorKind, structure_checksum};
 use twinpoint_core::delta::{Delta, DeltaLimits, VolumeDelta};
@@ -52,6 +53,7 @@ fn sample_superblock() -> Superblock {
         alone_since: Some(CpNumber(51)),
         base_given_up: false,
         deposed_by: None,
+        branch: None,
         secondary: false,
         clean: true,
     }
@@ -155,7 +157,7 @@ fn describe() -> String {
             DATA_RUN_BYTES_MAX, RECORD_BLOCKS_MAX;
         codec: CHECKSUM_BYTES, VARINT_BYTES_MAX;
         superblock: SUPERBLOCK_VERSION, SUPERBLOCK_CHECKSUM_OFFSET, SUPERBLOCK_HISTORY_OFFSET,
-            TERM_START_BYTES;
+            TERM_START_BYTES, SUPERBLOCK_BRANCH_OFFSET, BRANCH_BYTES;
         shard_header: SHARD_HEADER_VERSION, SHARD_HEADER_CHECKSUM_OFFSET;
         directory: DIRECTORY_VERSION, DIRECTORY_HEAD_BYTES;
         segment: SEGMENT_VERSION, SEGMENT_CHECKSUM_OFFSET, SEGMENT_CHECKSUMS_OFFSET,
@@ -391,6 +393,7 @@ prop_compose! {
         committed: u64, behind: u64, flags: [bool; 3],
         alone_since in prop::option::of(any::<u64>()),
         deposed_by in prop::option::of(any::<u64>()),
+        branch in prop::option::of((1u64..1 << 60, any::<u32>(), 1u64..1 << 32, any::<u128>())),
         mib in 64u64..100_000, shards in 1u16..4,
     ) -> Superblock {
         Superblock {
@@ -405,6 +408,12 @@ prop_compose! {
             alone_since: alone_since.map(CpNumber),
             base_given_up: flags[1],
             deposed_by: deposed_by.map(Term),
+            branch: branch.map(|(term, common, length, root)| Branch {
+                term: Term(term),
+                common: CpNumber(common.into()),
+                tip: CpNumber(u64::from(common) + length),
+                root: Root(root),
+            }),
             secondary: flags[0],
             clean: flags[2],
         }

@@ -88,6 +88,11 @@ pub enum ControlRequest {
         #[serde(default)]
         force: bool,
     },
+    /// Drop a branch, and go back to where it began.
+    BranchDrop {
+        /// Its name.
+        name: String,
+    },
     /// Stop in order.
     Stop,
 }
@@ -103,7 +108,8 @@ pub struct ControlReply {
     /// Why not and what to do, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The CP: of a checkpoint the one that holds it, of a promotion the last one before it.
+    /// The CP: of a checkpoint the one that holds it, of a promotion the last one before it, of a dropped branch the
+    /// one that the store goes back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cp: Option<u64>,
     /// The store's root at that CP.
@@ -502,12 +508,14 @@ fn answer(request: ControlRequest, operator: &dyn Operator) -> ControlReply {
         }
         ControlRequest::VolumeDelete { name } => Command::VolumeDelete { name },
         ControlRequest::Promote { force } => Command::Promote { force },
+        ControlRequest::BranchDrop { name } => Command::BranchDrop { name },
     };
     match operator.command(command) {
         Reply::Checkpoint(cp, root) => {
             ControlReply { cp: Some(cp.0), root: Some(root.to_string()), ..done }
         }
         Reply::Volume(id) => ControlReply { volume: Some(id.0), ..done },
+        Reply::BranchDropped(cp) => ControlReply { cp: Some(cp.0), ..done },
         Reply::Promoted(term, last) => {
             ControlReply { term: Some(term.0), cp: Some(last.0), ..done }
         }
@@ -599,6 +607,8 @@ fn kind(refusal: &Refusal) -> &'static str {
         Refusal::SameRole => "same-role",
         Refusal::StaleTerm { .. } => "stale-term",
         Refusal::Branch { .. } => "branch",
+        Refusal::NoSuchBranch => "no-such-branch",
+        Refusal::BranchHasNoBase { .. } => "branch-has-no-base",
         Refusal::PrimaryLostPoints { .. } => "primary-lost-points",
         Refusal::TooFarBehind { .. } => "too-far-behind",
         Refusal::RootDiffers(_) => "root-differs",

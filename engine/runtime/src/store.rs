@@ -95,6 +95,7 @@ pub fn format_store(path: &Path, options: &FormatOptions) -> Result<FormatReport
         alone_since: None,
         base_given_up: false,
         deposed_by: None,
+        branch: None,
         clean: true,
     };
     let copies = Geometry::superblock_copies();
@@ -167,14 +168,8 @@ pub fn promote(store: &StoreFile) -> Result<Promotion, StoreError> {
         return Err(StoreError::NotSecondary { path, term });
     }
     let last = image.committed;
-    let newest = superblock.deposed_by.map_or(superblock.term, |other| other.max(superblock.term));
-    let term = Term(newest.0 + 1);
+    let term = superblock.promote(last);
     superblock.sequence += 1;
-    superblock.open_history(term, last);
-    superblock.secondary = false;
-    superblock.deposed_by = None;
-    superblock.alone_since = Some(last.next());
-    superblock.base_given_up = false;
     superblock.committed = last;
     superblock.base = image.base;
     write_superblock(store, &superblock)?;

@@ -346,6 +346,7 @@ fn new_node(options: &Options, role: Role) -> Node {
         alone_since: None,
         base_given_up: false,
         deposed_by: None,
+        branch: None,
         clean: true,
     };
     for (block, bytes) in format(&superblock) {

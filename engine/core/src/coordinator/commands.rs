@@ -1,6 +1,6 @@
 //! What operators ask: named checkpoints, volumes, promotion, an orderly stop.
 //!
-//! Invariants: a change of the catalog is part of a CP and replied when a flush of that CP would be; a promotion opens a new
+//! Invariants: a branch is dropped only by its name; a change of the catalog is part of a CP and replied when a flush of that CP would be; a promotion opens a new
 //! term, durable before the first request of it is admitted (R8).
 
 use super::superblock_job::Then;
@@ -9,7 +9,7 @@ use crate::catalog::CatalogError;
 use crate::contract::{Command, CoordinatorAction, Order, Refusal, Reply, Ticket};
 use crate::message::Role;
 use crate::record::is_checkpoint_name;
-use crate::units::{CpNumber, ShardSet, Term};
+use crate::units::{CpNumber, ShardSet};
 
 impl Coordinator {
     pub(super) fn command(&mut self, ticket: Ticket, command: Command) {
@@ -26,6 +26,7 @@ impl Coordinator {
                 self.act(CoordinatorAction::Reply(ticket, Reply::Accepted(from)));
             }),
             Command::Promote { force } => self.promote(ticket, force),
+            Command::BranchDrop { name } => self.branch_drop(ticket, &name),
             _ if self.role != Role::Primary => Err(Refusal::NotPrimary),
             Command::Checkpoint(name) => self.checkpoint(ticket, name),
             Command::VolumeCreate { name, size_bytes } => {
@@ -114,14 +115,8 @@ impl Coordinator {
         self.role = Role::Primary;
         // The old primary has this side's CPs up to what it said at least: what later ones free waits for its return.
         self.peer.durable = self.peer.told_committed.max(self.peer.told_base).min(last);
-        let newest = self.superblock.deposed_by.max(Some(self.superblock.term));
-        let term = Term(newest.map_or(0, |term| term.0) + 1);
-        self.superblock.open_history(term, last);
+        self.superblock.promote(last);
         self.superblock.paired |= self.options.paired;
-        self.superblock.secondary = false;
-        self.superblock.deposed_by = None;
-        self.superblock.alone_since = Some(last.next());
-        self.superblock.base_given_up = false;
         self.write_superblock(Then::Promoted(ticket, last));
     }
 
@@ -138,6 +133,22 @@ impl Coordinator {
         self.publish_catalog();
         self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last)));
         self.log(format!("promoted: primary of term {term} from CP {}", last.next()));
+    }
+
+    fn branch_drop(&mut self, ticket: Ticket, name: &str) -> Result<(), Refusal> {
+        let branch = self.superblock.branch.filter(|branch| branch.is_named(name));
+        let branch = branch.ok_or(Refusal::NoSuchBranch)?;
+        let (common, base) = (branch.common, self.base());
+        if self.role != Role::Secondary || self.promoting.is_some() {
+            return Err(Refusal::NotSecondary);
+        }
+        if common < base {
+            return Err(Refusal::BranchHasNoBase { common, base });
+        }
+        self.superblock.drop_branch();
+        self.log(format!("branch {branch} dropped: going back to CP {common}"));
+        self.write_superblock(Then::BranchDropped(ticket, common));
+        Ok(())
     }
 
     fn stop(&mut self, ticket: Ticket) -> Result<(), Refusal> {

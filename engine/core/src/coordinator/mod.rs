@@ -18,6 +18,7 @@ mod superblock_job;
 
 use std::collections::VecDeque;
 
+use crate::branch::Branch;
 use crate::catalog::Catalog;
 use crate::contract::{
     CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply, Report, Ticket,
@@ -183,6 +184,8 @@ pub struct CoordinatorStatus {
     pub alone_since: Option<CpNumber>,
     /// The base was given up: the peer has to be copied anew.
     pub base_given_up: bool,
+    /// CPs of an older term that this store alone has.
+    pub branch: Option<Branch>,
     /// Writers wait because of the lag.
     pub holding: bool,
     /// The store has failed.
@@ -310,6 +313,7 @@ impl Coordinator {
             peer: self.peer_word(),
             alone_since: self.superblock.alone_since,
             base_given_up: self.superblock.base_given_up,
+            branch: self.superblock.branch,
             holding: self.holding,
             failed: self.failed,
         }
@@ -332,6 +336,7 @@ impl Coordinator {
                 self.superblock.open_history(self.superblock.term, self.committed);
             }
             self.superblock.secondary = false;
+            self.superblock.branch = None;
         }
         // From now on the store is in use: a stop that is not clean shows.
         self.superblock.clean = false;

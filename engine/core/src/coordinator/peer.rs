@@ -6,9 +6,11 @@
 
 use super::superblock_job::Then;
 use super::{Coordinator, OnPeerLoss};
+use crate::branch::Branch;
 use crate::contract::{CoordinatorAction, Order, PeerSession, Refusal, Reply, Ticket};
 use crate::message::{Hello, PeerMessage, Role};
 use crate::session::judge;
+use crate::superblock::TermStart;
 use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, Term, VolumeId};
 
 /// What is known of the peer.
@@ -130,6 +132,9 @@ impl Coordinator {
             }
             Err(refusal) => {
                 self.note_newer_term(theirs.term);
+                if let Refusal::Branch { common, .. } = refusal {
+                    self.name_branch(common);
+                }
                 self.refuse(ticket, refusal);
                 return;
             }
@@ -142,6 +147,7 @@ impl Coordinator {
             self.superblock.paired = true;
             self.superblock.secondary = true;
             self.superblock.deposed_by = None;
+            self.superblock.branch = None;
             self.write_superblock(Then::Hello(ticket));
         } else {
             self.answer_hello(ticket);
@@ -154,6 +160,28 @@ impl Coordinator {
             self.superblock.deposed_by = Some(term);
             self.write_superblock(Then::Nothing);
         }
+    }
+
+    /// The CPs after `common` are this store's alone: they get a name, by which an operator can drop them (R8).
+    fn name_branch(&mut self, common: CpNumber) {
+        let older = |start: &&TermStart| start.first <= self.committed;
+        let term = self.superblock.history.iter().rev().find(older);
+        let branch = Branch {
+            term: term.map_or(self.superblock.term, |start| start.term),
+            common,
+            tip: self.committed,
+            root: self.store_root(),
+        };
+        if self.superblock.branch == Some(branch) {
+            return;
+        }
+        self.superblock.branch = Some(branch);
+        self.log(format!(
+            "CPs {} to {} are this store's alone: kept as branch {branch}, until `twinpoint branch drop {branch}`",
+            common.next(),
+            branch.tip
+        ));
+        self.write_superblock(Then::Nothing);
     }
 
     /// Secondary: says hello to a primary that was found good.

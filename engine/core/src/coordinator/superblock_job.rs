@@ -37,6 +37,8 @@ pub(super) enum Then {
     Hello(Ticket),
     /// The new term is open.
     Promoted(Ticket, CpNumber),
+    /// The branch is no more; go back to where it began.
+    BranchDropped(Ticket, CpNumber),
     /// Stopped cleanly.
     Stopped(Ticket),
     /// Nothing waits.
@@ -111,6 +113,10 @@ impl Coordinator {
             }
             Then::Hello(ticket) => self.answer_hello(ticket),
             Then::Promoted(ticket, last) => self.promoted(ticket, last),
+            Then::BranchDropped(ticket, common) => {
+                self.act(CoordinatorAction::Reply(ticket, Reply::BranchDropped(common)));
+                self.act(CoordinatorAction::Restart(common));
+            }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
             Then::Nothing => {}
         }

@@ -48,9 +48,17 @@ pub fn explain(refusal: &Refusal) -> String {
              the old primary with --role secondary"
         ),
         Refusal::Branch { common, theirs } => format!(
-            "the secondary has CPs {} to {theirs} of an older term that this primary never had: \
-             keep what you need of them, then format that store anew and pair it again",
+            "the secondary has CPs {} to {theirs} of an older term that this primary never had, kept \
+             there as a branch: save what you need of them, then drop it with `twinpoint branch drop`",
             u128::from(common.0) + 1
+        ),
+        Refusal::NoSuchBranch => {
+            "this store has no branch of that name: `twinpoint branch list` shows the one it has"
+                .to_owned()
+        }
+        Refusal::BranchHasNoBase { common, base } => format!(
+            "the branch began at CP {common}, and blocks from before CP {base} are in use again: it \
+             cannot be dropped in place; format the store anew and pair it again"
         ),
         Refusal::PrimaryLostPoints { told, ours } => format!(
             "the secondary holds committed CPs up to {told}, this primary lost those after \
@@ -101,6 +109,8 @@ pub(super) fn refusal_code(refusal: &Refusal) -> u16 {
         Refusal::NoCommonHistory => 17,
         Refusal::SessionEnding => 18,
         Refusal::VolumeInUse => 19,
+        Refusal::NoSuchBranch => 20,
+        Refusal::BranchHasNoBase { .. } => 21,
     }
 }
 
@@ -127,6 +137,8 @@ mod tests {
             Refusal::SameRole,
             Refusal::StaleTerm { theirs: 1, ours: 2 },
             Refusal::Branch { common: b, theirs: a },
+            Refusal::NoSuchBranch,
+            Refusal::BranchHasNoBase { common: a, base: b },
             Refusal::PrimaryLostPoints { told: a, ours: b },
             Refusal::TooFarBehind { theirs: a, base: b },
             Refusal::RootDiffers(a),
