@@ -4,13 +4,21 @@
 //! and its root must be equal on both sides. Reads look blocks up here.
 //!
 //! ```text
-//! volume -> { segment number -> Segment (512 slots) }
+//! volume -> { whole stripes:  segment number -> Segment (512 slots)
+//!           { other stripes:  Leaves -> Leaf (some hundred mapped blocks, packed) }
 //! ```
 //!
-//! Invariants: no segment is empty; the root is the wrapping sum of the segments' hashes; there
-//! are at most `segments_max` segments. Lists are sorted, so a map's history does not show.
+//! Invariants: no segment is empty; the root is the wrapping sum of all entries' hashes; there
+//! are at most `segments_max` segments. A stripe is kept as a [`Segment`] from when all of its
+//! blocks are mapped until fewer than [`WHOLE_BLOCKS_MIN`] are, and is in the leaves otherwise:
+//! which of the two shows in nothing but memory and time.
 
-use crate::segment::{Segment, Slot};
+mod bits;
+mod leaf;
+mod leaves;
+
+use self::leaves::Leaves;
+use crate::segment::{POINTER_UNMAPPED, Segment, Slot, entry_hash};
 use crate::units::{LocalBlock, Root, SEGMENT_BLOCKS, VolumeId};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -36,14 +44,24 @@ impl SegmentKey {
 #[derive(Clone, Debug)]
 pub struct BlockMap {
     /// Sorted by volume; few, so a binary search costs less than a hash.
-    volumes: Vec<(VolumeId, Segments)>,
+    volumes: Vec<(VolumeId, VolumeMap)>,
     segments: usize,
     segments_max: usize,
     mapped_blocks: u64,
     root: u128,
 }
 
+/// Fewest mapped blocks of a stripe that is kept as a segment: that many segments' slots and
+/// their index cost 8 bytes for each mapped block.
+const WHOLE_BLOCKS_MIN: u16 = 507;
+
 type Segments = HashMap<u64, Box<Segment>, BuildHasherDefault<SegmentHasher>>;
+
+#[derive(Clone, Debug, Default)]
+struct VolumeMap {
+    whole: Segments,
+    sparse: Leaves,
+}
 
 impl BlockMap {
     /// An empty map that may hold `segments_max` segments.
@@ -56,31 +74,49 @@ impl BlockMap {
     /// Where a block lies; nothing if it was never written, or was unmapped.
     #[must_use]
     pub fn get(&self, volume: VolumeId, block: LocalBlock) -> Option<Slot> {
-        let segment = self.segment(volume, block.0 / SEGMENT_BLOCKS)?;
-        segment.get((block.0 % SEGMENT_BLOCKS) as usize)
+        let stripes = self.volume(volume)?;
+        match stripes.whole.get(&(block.0 / SEGMENT_BLOCKS)) {
+            Some(segment) => segment.get((block.0 % SEGMENT_BLOCKS) as usize),
+            None => stripes.sparse.get(block),
+        }
     }
 
     /// Changes where a block lies and returns where it lay.
     ///
     /// # Panics
     /// If the map has `segments_max` segments and would need another: ask
-    /// [`BlockMap::would_exceed`] before.
+    /// [`BlockMap::would_exceed`] before. If the new block's number does not fit 30 bits.
     pub fn set(&mut self, volume: VolumeId, block: LocalBlock, new: Option<Slot>) -> Option<Slot> {
+        let index = match self.volume_index(volume) {
+            Err(_) if new.is_none() => return None,
+            Err(index) => self.insert_volume(index, volume),
+            Ok(index) => index,
+        };
+        let stripes = &mut self.volumes[index].1;
         let number = block.0 / SEGMENT_BLOCKS;
-        let slot = (block.0 % SEGMENT_BLOCKS) as usize;
-        if new.is_none() && !self.has_segment(volume, number) {
-            return None;
-        }
-        let segment = self.segment_or_new(volume, number);
-        let hash_before = segment.hash();
-        let old = segment.set(slot, new);
-        let (hash_after, emptied) = (segment.hash(), segment.mapped() == 0);
-        self.root = self.root.wrapping_sub(hash_before).wrapping_add(hash_after);
+        let old = if let Some(segment) = stripes.whole.get_mut(&number) {
+            let hash_before = segment.hash();
+            let old = segment.set((block.0 % SEGMENT_BLOCKS) as usize, new);
+            self.root = self.root.wrapping_sub(hash_before).wrapping_add(segment.hash());
+            if segment.mapped() < WHOLE_BLOCKS_MIN {
+                stripes.leave_whole(number);
+            }
+            old
+        } else {
+            let hash = |slot: Slot| entry_hash(volume, block, slot);
+            let old = match new {
+                Some(new) => stripes.insert_sparse(volume, block, new),
+                None => stripes.sparse.remove(block),
+            };
+            self.root = self.root.wrapping_sub(old.map_or(0, hash));
+            self.root = self.root.wrapping_add(new.map_or(0, hash));
+            if old.is_some() != new.is_some() && stripes.has_no_other(block) {
+                self.count_segment(index, new.is_some());
+            }
+            old
+        };
         self.mapped_blocks =
             self.mapped_blocks + u64::from(new.is_some()) - u64::from(old.is_some());
-        if emptied {
-            self.remove_segment(volume, number);
-        }
         old
     }
 
@@ -111,35 +147,40 @@ impl BlockMap {
     /// Whether a segment exists.
     #[must_use]
     pub fn has_segment(&self, volume: VolumeId, segment: u64) -> bool {
-        self.segment(volume, segment).is_some()
+        self.volume(volume).is_some_and(|stripes| {
+            stripes.whole.contains_key(&segment) || stripes.sparse.stripe(segment).next().is_some()
+        })
     }
 
-    /// A segment.
+    /// A copy of a segment.
     #[must_use]
-    pub fn segment(&self, volume: VolumeId, segment: u64) -> Option<&Segment> {
-        let index = self.volume_index(volume).ok()?;
-        self.volumes[index].1.get(&segment).map(|segment| &**segment)
+    pub fn segment(&self, volume: VolumeId, segment: u64) -> Option<Segment> {
+        let stripes = self.volume(volume)?;
+        if let Some(whole) = stripes.whole.get(&segment) {
+            return Some(**whole);
+        }
+        let mut entries = stripes.sparse.stripe(segment).peekable();
+        entries.peek()?;
+        Some(collect_segment(volume, segment, entries))
     }
 
     /// The keys of all segments, sorted.
     #[must_use]
     pub fn segment_keys(&self) -> Vec<SegmentKey> {
         let mut keys = Vec::with_capacity(self.segments);
-        for (volume, segments) in &self.volumes {
+        for (volume, stripes) in &self.volumes {
             let volume = *volume;
-            keys.extend(segments.keys().map(|segment| SegmentKey { volume, segment: *segment }));
+            keys.extend(
+                stripes.numbers().into_iter().map(|segment| SegmentKey { volume, segment }),
+            );
         }
-        keys.sort_unstable();
         keys
     }
 
     /// The numbers of a volume's segments, sorted.
     #[must_use]
     pub fn volume_segments(&self, volume: VolumeId) -> Vec<u64> {
-        let Ok(index) = self.volume_index(volume) else { return Vec::new() };
-        let mut numbers: Vec<u64> = self.volumes[index].1.keys().copied().collect();
-        numbers.sort_unstable();
-        numbers
+        self.volume(volume).map_or_else(Vec::new, VolumeMap::numbers)
     }
 
     /// The volumes that have a mapped block, sorted.
@@ -150,7 +191,16 @@ impl BlockMap {
     /// Bit `i` tells whether block `i` of the segment is mapped.
     #[must_use]
     pub fn mapped_bits(&self, volume: VolumeId, segment: u64) -> [u64; 8] {
-        self.segment(volume, segment).map_or([0; 8], Segment::mapped_bits)
+        let mut bits = [0; 8];
+        let Some(stripes) = self.volume(volume) else { return bits };
+        if let Some(whole) = stripes.whole.get(&segment) {
+            return whole.mapped_bits();
+        }
+        for (block, _) in stripes.sparse.stripe(segment) {
+            let slot = (block.0 % SEGMENT_BLOCKS) as usize;
+            bits[slot / 64] |= 1 << (slot % 64);
+        }
+        bits
     }
 
     /// Puts a loaded segment in its place.
@@ -161,61 +211,129 @@ impl BlockMap {
         assert!(segment.mapped() > 0, "{key:?} is empty");
         assert_eq!((segment.volume(), segment.number()), (key.volume, key.segment));
         assert!(!self.has_segment(key.volume, key.segment), "{key:?} is there already");
-        let place = self.segment_or_new(key.volume, key.segment);
-        let (hash, mapped) = (segment.hash(), segment.mapped());
-        *place = segment;
-        self.root = self.root.wrapping_add(hash);
-        self.mapped_blocks += u64::from(mapped);
+        let index = self.volume_index(key.volume);
+        let index = index.unwrap_or_else(|index| self.insert_volume(index, key.volume));
+        self.count_segment(index, true);
+        self.root = self.root.wrapping_add(segment.hash());
+        self.mapped_blocks += u64::from(segment.mapped());
+        let stripes = &mut self.volumes[index].1;
+        if u64::from(segment.mapped()) == SEGMENT_BLOCKS {
+            stripes.whole.insert(key.segment, Box::new(segment));
+        } else {
+            stripes.sparse.insert_stripe(&segment.iter().collect::<Vec<_>>());
+        }
     }
 
-    /// Memory of the map, in bytes: segments with the allocator's overhead, and their index.
+    /// Memory of the map, in bytes: all that is allocated, used or not, and the allocator's
+    /// overhead.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        /// A box of the allocator: 8 bytes of head, all rounded up to 16.
-        const BOX_BYTES: usize = (size_of::<Segment>() + 8).next_multiple_of(16);
-        /// A hash table's entry: number, pointer and one control byte.
-        const ENTRY_BYTES: usize = size_of::<(u64, Box<Segment>)>() + 1;
-        let index = self.volumes.iter().map(|(_, segments)| {
-            let buckets = (segments.capacity() * 8).div_ceil(7).next_power_of_two();
-            buckets * ENTRY_BYTES + 32
-        });
-        let list = self.volumes.capacity() * size_of::<(VolumeId, Segments)>();
-        size_of::<BlockMap>() + list + index.sum::<usize>() + self.segments * BOX_BYTES
+        let list = heap_bytes(self.volumes.capacity() * size_of::<(VolumeId, VolumeMap)>());
+        let volumes = self.volumes.iter().map(|(_, stripes)| stripes.heap_bytes());
+        size_of::<BlockMap>() + list + volumes.sum::<usize>()
+    }
+
+    fn volume(&self, volume: VolumeId) -> Option<&VolumeMap> {
+        self.volume_index(volume).ok().map(|index| &self.volumes[index].1)
     }
 
     fn volume_index(&self, volume: VolumeId) -> Result<usize, usize> {
         self.volumes.binary_search_by_key(&volume, |(volume, _)| *volume)
     }
 
-    fn segment_or_new(&mut self, volume: VolumeId, number: u64) -> &mut Segment {
-        let index = self.volume_index(volume).unwrap_or_else(|index| {
-            self.volumes.insert(index, (volume, Segments::default()));
-            index
-        });
-        let (count, count_max) = (&mut self.segments, self.segments_max);
-        self.volumes[index].1.entry(number).or_insert_with(|| {
-            assert!(*count < count_max, "more than {count_max} segments");
-            *count += 1;
-            Box::new(Segment::new(volume, number))
-        })
+    fn insert_volume(&mut self, index: usize, volume: VolumeId) -> usize {
+        self.volumes.insert(index, (volume, VolumeMap::default()));
+        index
     }
 
-    fn remove_segment(&mut self, volume: VolumeId, number: u64) {
-        let index = self.volume_index(volume).expect("the segment's volume is in the map");
-        let segments = &mut self.volumes[index].1;
-        let removed = segments.remove(&number);
-        assert!(removed.is_some_and(|segment| segment.mapped() == 0), "segment {number}");
-        if segments.is_empty() {
-            self.volumes.remove(index);
+    /// A segment came to a volume, or left it.
+    fn count_segment(&mut self, index: usize, came: bool) {
+        if came {
+            assert!(self.segments < self.segments_max, "more than {} segments", self.segments_max);
+            self.segments += 1;
+        } else {
+            self.segments -= 1;
+            let stripes = &self.volumes[index].1;
+            if stripes.whole.is_empty() && stripes.sparse.is_empty() {
+                self.volumes.remove(index);
+            }
         }
-        self.segments -= 1;
     }
+}
+
+impl VolumeMap {
+    /// Maps a block of a stripe that is not whole, and returns where it lay. The stripe may be
+    /// whole then.
+    fn insert_sparse(&mut self, volume: VolumeId, block: LocalBlock, new: Slot) -> Option<Slot> {
+        assert!(new.block.0 < POINTER_UNMAPPED, "data block {}", new.block);
+        let (old, entries) = self.sparse.insert(block, new);
+        if let Some(entries) = entries {
+            let number = block.0 / SEGMENT_BLOCKS;
+            let segment = collect_segment(volume, number, entries.into_iter());
+            self.whole.insert(number, Box::new(segment));
+        }
+        old
+    }
+
+    /// A whole stripe lost some blocks.
+    fn leave_whole(&mut self, number: u64) {
+        let segment = self.whole.remove(&number).expect("the stripe was whole");
+        self.sparse.insert_stripe(&segment.iter().collect::<Vec<_>>());
+        if self.whole.capacity() > 4 * self.whole.len() {
+            self.whole.shrink_to(2 * self.whole.len());
+        }
+    }
+
+    /// Whether no other block of this block's stripe is mapped.
+    fn has_no_other(&self, block: LocalBlock) -> bool {
+        let number = block.0 / SEGMENT_BLOCKS;
+        self.sparse.stripe(number).all(|(other, _)| other == block)
+            && !self.whole.contains_key(&number)
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let mut numbers = self.sparse.stripes();
+        numbers.extend(self.whole.keys());
+        numbers.sort_unstable();
+        numbers
+    }
+
+    fn heap_bytes(&self) -> usize {
+        /// A hash table's entry: number, pointer and one control byte.
+        const ENTRY_BYTES: usize = size_of::<(u64, Box<Segment>)>() + 1;
+        let index = match self.whole.capacity() {
+            0 => 0,
+            capacity => (capacity * 8).div_ceil(7).next_power_of_two() * ENTRY_BYTES + 32,
+        };
+        index + self.whole.len() * heap_bytes(size_of::<Segment>()) + self.sparse.heap_bytes()
+    }
+}
+
+fn collect_segment(
+    volume: VolumeId,
+    number: u64,
+    entries: impl Iterator<Item = (LocalBlock, Slot)>,
+) -> Segment {
+    let mut segment = Segment::new(volume, number);
+    for (block, slot) in entries {
+        segment.set((block.0 % SEGMENT_BLOCKS) as usize, Some(slot));
+    }
+    segment
+}
+
+/// What the allocator takes for so many bytes: 8 bytes of head, all rounded up to 16.
+fn heap_bytes(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
 }
 
 /// Two maps are equal if they map the same blocks; their limits may differ.
 impl PartialEq for BlockMap {
     fn eq(&self, other: &BlockMap) -> bool {
-        self.root == other.root && self.volumes == other.volumes
+        let counts = |map: &BlockMap| (map.root, map.mapped_blocks, map.segments);
+        counts(self) == counts(other)
+            && self.segment_keys().into_iter().all(|key| {
+                self.segment(key.volume, key.segment) == other.segment(key.volume, key.segment)
+            })
     }
 }
 
@@ -306,6 +424,98 @@ mod tests {
             let per_block = map.memory_bytes() as f64 / map.mapped_blocks() as f64;
             println!("{segments} full segments: {per_block:.3} bytes of map per block written");
             assert!(per_block <= 8.0, "{per_block}");
+        }
+    }
+
+    /// Bytes that blocks may cost: checksum, pointer and number, packed, and `extra` bytes more.
+    fn bound(mapped: u64, per_stripe: f64, pointer_bits: u32, extra: f64) -> f64 {
+        const FIXED_BYTES: f64 = 4096.0;
+        let bits = 34.0 + f64::from(pointer_bits) + (512.0 / per_stripe).log2();
+        mapped as f64 * (bits / 8.0 + extra) + FIXED_BYTES
+    }
+
+    #[test]
+    fn memory_follows_the_mapped_blocks_at_every_density() {
+        let mut number = 7u64;
+        let mut random = move || {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040);
+            number >> 33
+        };
+        for pointer_bits in [18u32, 22, 26, 30] {
+            for per_stripe in [1u64, 2, 4, 16, 64, 128, 256, 384, 448, 500, 511, 512] {
+                let stripes = (20_000 / per_stripe).max(40);
+                let places = (0..stripes * per_stripe).map(|index| {
+                    let (stripe, place) = (index / per_stripe, index % per_stripe);
+                    LocalBlock(stripe * 512 + (place * 205 + stripe * 77) % 512)
+                });
+                let mut places: Vec<LocalBlock> = places.collect();
+                for index in (1..places.len()).rev() {
+                    places.swap(index, random() as usize % (index + 1));
+                }
+                let mut map = BlockMap::new(1 << 24);
+                for place in &places {
+                    let pointer = random() as u32 % ((1 << pointer_bits) - 1);
+                    map.set(VolumeId(1), *place, Some(slot(pointer)));
+                }
+                let (bytes, mapped) = (map.memory_bytes() as f64, map.mapped_blocks());
+                let what = format!("{pointer_bits} bits, {per_stripe} in each stripe");
+                println!("{what}: {:.2} bytes a block", bytes / mapped as f64);
+                let is_packed = bytes <= bound(mapped, per_stripe as f64, pointer_bits, 0.5);
+                assert!(is_packed || per_stripe == 512, "{what}: {bytes}");
+                if pointer_bits == 18 || per_stripe == 512 {
+                    assert!(bytes <= 8.0 * mapped as f64 + 4096.0, "{what}");
+                }
+                let half = places.len() / 2;
+                places[half..].iter().for_each(|place| drop_block(&mut map, *place));
+                let (bytes, mapped) = (map.memory_bytes() as f64, map.mapped_blocks());
+                let left = per_stripe as f64 / 2.0;
+                assert!(
+                    bytes <= bound(mapped, left, pointer_bits, 1.25),
+                    "half of {what}: {bytes}"
+                );
+                places[..half].iter().for_each(|place| drop_block(&mut map, *place));
+                assert!(map.memory_bytes() < 1024 && map.root() == Root(0), "{what}: not empty");
+            }
+        }
+    }
+
+    fn drop_block(map: &mut BlockMap, block: LocalBlock) {
+        assert!(map.set(VolumeId(1), block, None).is_some());
+    }
+
+    #[test]
+    fn a_huge_volume_with_few_blocks_is_cheap() {
+        let mut map = BlockMap::new(1 << 20);
+        for index in 0..1000u64 {
+            map.set(VolumeId(1), LocalBlock(index * ((1 << 34) / 1000)), Some(slot(index as u32)));
+        }
+        assert!(map.memory_bytes() <= 16 * 1000 + 4096, "{}", map.memory_bytes());
+    }
+
+    #[test]
+    fn a_stripe_is_whole_and_not_whole_in_turns() {
+        let mut map = BlockMap::new(4);
+        let block = |index: u64| LocalBlock(512 + index);
+        map.set(VolumeId(1), LocalBlock(3), Some(slot(3)));
+        map.set(VolumeId(1), LocalBlock(1030), Some(slot(4)));
+        for round in 0..3u32 {
+            for index in 0..512 {
+                map.set(VolumeId(1), block(index), Some(slot(round * 1000 + index as u32)));
+            }
+            assert_eq!(map.segment(VolumeId(1), 1).unwrap().mapped(), 512);
+            assert_eq!((map.segments(), map.volumes[0].1.whole.len()), (3, 1));
+            (0..5).for_each(|index| drop_block(&mut map, block(index * 100)));
+            assert_eq!((map.segments(), map.volumes[0].1.whole.len()), (3, 1));
+            drop_block(&mut map, block(511));
+            assert_eq!((map.segments(), map.volumes[0].1.whole.len()), (3, 0));
+            assert_eq!(map.segment(VolumeId(1), 1).unwrap().mapped(), 506);
+            assert_eq!(map.get(VolumeId(1), block(100)), None);
+            assert_eq!(map.get(VolumeId(1), block(7)), Some(slot(round * 1000 + 7)));
+            let mut copy = BlockMap::new(4);
+            for key in map.segment_keys() {
+                copy.insert_segment(key, map.segment(key.volume, key.segment).unwrap());
+            }
+            assert!(copy == map);
         }
     }
 

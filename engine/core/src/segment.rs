@@ -1,7 +1,8 @@
 //! One map segment: where the blocks of one stripe lie, and their checksums.
 //!
-//! The map's leaf. In memory a segment takes at most 4096 bytes for 512 slots, so the map costs 8
-//! bytes per 4 KiB block written; on the store it takes one block of the shard's map zone.
+//! The unit of a map checkpoint and of comparing maps. In memory it takes at most 4096 bytes, so
+//! the map costs 8 bytes per block of a stripe that is whole; stripes with fewer blocks are packed
+//! by [`crate::block_map`]. On the store it takes one block of the shard's map zone.
 //!
 //! Invariants: the hash is the wrapping sum of [`entry_hash`] over the mapped slots, and `mapped`
 //! their count; an unmapped slot has pointer [`POINTER_UNMAPPED`] and checksum 0. Sums make an
@@ -47,8 +48,9 @@ pub struct Slot {
     pub checksum: Checksum,
 }
 
-/// The map of 512 consecutive local blocks of one volume.
-#[derive(Clone, PartialEq, Eq)]
+/// The map of 512 consecutive local blocks of one volume. A plain value: who asks the map for a
+/// segment gets a copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     pointers: [u64; POINTER_WORDS],
     checksums: [u32; SLOTS],
@@ -96,7 +98,8 @@ impl Segment {
 
     /// The wrapping sum of the entries' hashes; 0 if none is mapped.
     #[must_use]
-    pub fn hash(&self) -> u128 {
+    #[inline]
+    pub fn hash(self) -> u128 {
         self.hash
     }
 
@@ -153,7 +156,7 @@ impl Segment {
     }
 
     /// The mapped slots with their local blocks, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (LocalBlock, Slot)> + '_ {
+    pub fn iter(self) -> impl Iterator<Item = (LocalBlock, Slot)> {
         let first = self.number * SEGMENT_BLOCKS;
         (0..SLOTS).filter_map(move |i| Some((LocalBlock(first + i as u64), self.get(i)?)))
     }

@@ -4,8 +4,8 @@
 //! other; the newer valid one wins. It is not written by a consistency point (R3).
 //!
 //! Invariants: terms do not descend in the history and none is above the store's own; the base is not
-//! newer than what is committed here; a branch ends after where it began; [`Superblock::encode`] and [`Superblock::decode`] check the
-//! same.
+//! newer than what is committed here; a branch ends after where it began; [`Superblock::encode`] and
+//! [`Superblock::decode`] check the same.
 
 use crate::branch::Branch;
 use crate::codec::{Damage, FormatError, FormatErrorKind, Reader, Writer};

@@ -1,7 +1,7 @@
 //! What operators ask: named checkpoints, volumes, promotion, an orderly stop.
 //!
-//! Invariants: a branch is dropped only by its name; a change of the catalog is part of a CP and replied when a flush of that CP would be; a promotion opens a new
-//! term, durable before the first request of it is admitted (R8).
+//! Invariants: a change of the catalog is part of a CP and replied when a flush of that CP would be; a promotion opens
+//! a new term, durable before the first request of it is admitted (R8).
 
 use super::superblock_job::Then;
 use super::{Coordinator, Stopping};
@@ -83,7 +83,7 @@ impl Coordinator {
         if self.role == Role::Primary {
             return Err(Refusal::NotSecondary);
         }
-        if self.promoting.is_some() {
+        if self.promoting.is_some() || self.superblock_job.drops_branch() {
             return Err(Refusal::SessionEnding);
         }
         if let Some(cp) = self.peer.diverged() {
@@ -133,22 +133,6 @@ impl Coordinator {
         self.publish_catalog();
         self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last)));
         self.log(format!("promoted: primary of term {term} from CP {}", last.next()));
-    }
-
-    fn branch_drop(&mut self, ticket: Ticket, name: &str) -> Result<(), Refusal> {
-        let branch = self.superblock.branch.filter(|branch| branch.is_named(name));
-        let branch = branch.ok_or(Refusal::NoSuchBranch)?;
-        let (common, base) = (branch.common, self.base());
-        if self.role != Role::Secondary || self.promoting.is_some() {
-            return Err(Refusal::NotSecondary);
-        }
-        if common < base {
-            return Err(Refusal::BranchHasNoBase { common, base });
-        }
-        self.superblock.drop_branch();
-        self.log(format!("branch {branch} dropped: going back to CP {common}"));
-        self.write_superblock(Then::BranchDropped(ticket, common));
-        Ok(())
     }
 
     fn stop(&mut self, ticket: Ticket) -> Result<(), Refusal> {

@@ -10,6 +10,7 @@
 //! before it is committed (R3); a flush is answered only as R5 says; a change of term, of being alone, or of the base
 //! being given up is durable before anything is answered because of it.
 
+mod branch;
 mod commands;
 mod lag;
 mod peer;

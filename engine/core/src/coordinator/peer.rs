@@ -6,11 +6,9 @@
 
 use super::superblock_job::Then;
 use super::{Coordinator, OnPeerLoss};
-use crate::branch::Branch;
 use crate::contract::{CoordinatorAction, Order, PeerSession, Refusal, Reply, Ticket};
 use crate::message::{Hello, PeerMessage, Role};
 use crate::session::judge;
-use crate::superblock::TermStart;
 use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, Term, VolumeId};
 
 /// What is known of the peer.
@@ -116,7 +114,8 @@ impl Coordinator {
             self.close_peer("the primary opened another session");
         }
         let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
-        if !self.session_is_over() || points_under_way || self.promoting.is_some() || self.failed {
+        let is_changing = self.promoting.is_some() || self.superblock_job.drops_branch();
+        if !self.session_is_over() || points_under_way || is_changing || self.failed {
             self.refuse(ticket, Refusal::SessionEnding);
             return;
         }
@@ -160,28 +159,6 @@ impl Coordinator {
             self.superblock.deposed_by = Some(term);
             self.write_superblock(Then::Nothing);
         }
-    }
-
-    /// The CPs after `common` are this store's alone: they get a name, by which an operator can drop them (R8).
-    fn name_branch(&mut self, common: CpNumber) {
-        let older = |start: &&TermStart| start.first <= self.committed;
-        let term = self.superblock.history.iter().rev().find(older);
-        let branch = Branch {
-            term: term.map_or(self.superblock.term, |start| start.term),
-            common,
-            tip: self.committed,
-            root: self.store_root(),
-        };
-        if self.superblock.branch == Some(branch) {
-            return;
-        }
-        self.superblock.branch = Some(branch);
-        self.log(format!(
-            "CPs {} to {} are this store's alone: kept as branch {branch}, until `twinpoint branch drop {branch}`",
-            common.next(),
-            branch.tip
-        ));
-        self.write_superblock(Then::Nothing);
     }
 
     /// Secondary: says hello to a primary that was found good.

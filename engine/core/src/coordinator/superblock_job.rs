@@ -45,6 +45,14 @@ pub(super) enum Then {
     Nothing,
 }
 
+impl SuperblockJob {
+    /// A branch is being dropped: its node goes back as soon as that is durable.
+    pub(super) fn drops_branch(&self) -> bool {
+        let under_way = self.under_way.iter().flat_map(|under_way| &under_way.then);
+        self.queued.iter().chain(under_way).any(|then| matches!(then, Then::BranchDropped(..)))
+    }
+}
+
 impl Coordinator {
     /// Has the superblock, as it is in memory, written; then does what is given.
     pub(super) fn write_superblock(&mut self, then: Then) {
