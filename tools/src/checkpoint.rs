@@ -1,6 +1,7 @@
 //! `twinpoint checkpoint`: seals a consistency point, by name if one is given.
 
 use clap::Args;
+use twinpoint_core::record::is_checkpoint_name;
 use twinpoint_runtime::control::ControlRequest;
 
 use crate::failure::Failure;
@@ -11,6 +12,7 @@ use crate::output::{print, print_json};
 #[derive(Args)]
 pub struct Checkpoint {
     /// The name that the CP's record carries: 1 to 64 bytes without control characters. Default: no name.
+    #[arg(value_parser = parse_name)]
     name: Option<String>,
     #[command(flatten)]
     node: NodeArgs,
@@ -34,4 +36,12 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    if is_checkpoint_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a checkpoint's name is 1 to 64 bytes without control characters: choose another"
+        .to_owned())
 }

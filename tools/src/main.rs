@@ -4,6 +4,8 @@
 //! what, and what to do, as JSON if `--json` is given; the exit codes are those of [`failure::Exit`].
 #![forbid(unsafe_code)]
 
+mod address;
+mod branch;
 mod checkpoint;
 mod failure;
 mod format;
@@ -22,10 +24,11 @@ mod store_path;
 mod verify;
 mod volume;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{EXIT_CODES, Exit, Failure};
 
@@ -47,6 +50,8 @@ enum Command {
     Status(status::Status),
     /// Seal a consistency point, and wait until it is committed.
     Checkpoint(checkpoint::Checkpoint),
+    /// List and drop what a returned old primary alone has.
+    Branch(branch::Branch),
     /// Make a secondary the primary, in a new term.
     Promote(promote::Promote),
     /// Create, list and delete the volumes of a running primary.
@@ -68,6 +73,7 @@ impl Command {
             Command::Serve(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Checkpoint(command) => command.run(),
+            Command::Branch(command) => command.run(),
             Command::Promote(command) => command.run(),
             Command::Volume(command) => command.run(),
             Command::Stop(command) => command.run(),
@@ -79,8 +85,12 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let json = std::env::args_os().any(|argument| argument == "--json");
-    let result = match Cli::try_parse() {
+    // Also when the parser fails; what comes behind `--` is no flag.
+    let is_json = |argument: &OsString| argument == "--json";
+    let json = std::env::args_os()
+        .take_while(|argument| argument != "--")
+        .any(|argument| is_json(&argument));
+    let result = match parse() {
         Ok(cli) => cli.command.run(),
         Err(error) if is_help(error.kind()) => error.exit(),
         Err(error) => Err(usage(&error)),
@@ -94,6 +104,21 @@ fn main() -> ExitCode {
     }
 }
 
+fn parse() -> Result<Cli, clap::Error> {
+    let matches = with_numbers(Cli::command()).try_get_matches()?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Takes `-1` for the value it is meant as, so that what is told is why that value cannot be.
+fn with_numbers(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let takes_value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+            if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        })
+        .mut_subcommands(with_numbers)
+}
+
 fn is_help(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -102,6 +127,13 @@ fn is_help(kind: ErrorKind) -> bool {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     )
 }
+
+/// What the standard library says of a number, and what it means to an operator.
+const NUMBERS: [(&str, &str); 3] = [
+    ("invalid digit found in string", "a whole number is needed, such as 4"),
+    ("cannot parse integer from empty string", "a whole number is needed, such as 4"),
+    ("number too large to fit in target type", "the number is too large"),
+];
 
 /// One line of what the parser says in several.
 fn usage(error: &clap::Error) -> Failure {
@@ -120,6 +152,7 @@ fn usage(error: &clap::Error) -> Failure {
             said.push_str(line);
         }
     }
-    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    let said = said.strip_prefix("error: ").unwrap_or(&said).to_owned();
+    let said = NUMBERS.iter().fold(said, |said, (from, to)| said.replace(from, to));
     Failure::new(Exit::Usage, "usage", format!("{said}; see --help"))
 }

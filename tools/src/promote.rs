@@ -10,6 +10,7 @@ use twinpoint_runtime::control::{ControlClient, ControlRequest};
 use twinpoint_runtime::device::{OpenMode, StoreFile};
 use twinpoint_runtime::store;
 
+use crate::address::parse_socket;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
 use crate::quantity::parse_duration;
@@ -19,19 +20,21 @@ use crate::store_path::caching;
 #[derive(Args)]
 #[command(group = ArgGroup::new("which").required(true).args(["control", "store"]))]
 pub struct Promote {
-    /// The running secondary's control socket: what `serve --control` was given.
-    #[arg(long, value_name = "SOCKET")]
+    /// The running secondary's control socket: what `serve --control` was given. Needed unless --store is given.
+    #[arg(long, value_name = "SOCKET", value_parser = parse_socket)]
     control: Option<PathBuf>,
-    /// The stopped secondary's store: recovers it and writes the new term. Serve it with --role primary then.
+    /// The stopped secondary's store: recovers it and writes the new term. Serve it with --role primary then. Needed
+    /// unless --control is given.
     #[arg(long, value_name = "STORE")]
     store: Option<PathBuf>,
     /// Take over even though the primary is connected: it is deposed, and refuses its clients from then on.
     #[arg(long, conflicts_with = "store")]
     force: bool,
-    /// How long to wait for a running node's reply (us, ms, s, min).
+    /// How long to wait for a running node's reply (us, ms, s, min). After that the exit code is 7, and the promotion
+    /// may still be carried out.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
-    /// Accept a file system that knows no direct access. For trials.
+    /// Accept a file system that knows no direct access, for a stopped store. For trials: a power cut may take more.
     #[arg(long, conflicts_with = "control")]
     buffered: bool,
     /// Print the result as JSON.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use twinpoint_core::units::BLOCK_BYTES;
+
 /// Sizes by their suffix.
 const SIZES: [(&str, u64); 6] = [
     ("KiB", 1 << 10),
@@ -33,6 +35,18 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let unit = if suffix.is_empty() { Some(1) } else { unit_of(&SIZES, suffix) };
     let bytes = unit.and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit));
     bytes.ok_or_else(wrong)
+}
+
+/// As [`parse_bytes`], for what consists of whole blocks.
+///
+/// # Errors
+/// What such a size looks like.
+pub fn parse_blocks(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES as u64) {
+        return Err("the size is a positive multiple of 4KiB, such as 1GiB".to_owned());
+    }
+    Ok(bytes)
 }
 
 /// Reads a duration: `100us`, `5ms`, `2s`, `1min`.
@@ -86,6 +100,10 @@ mod tests {
         for text in ["", "KiB", "4KB", "4k", "4 KiB", "-1", "1.5GiB", "99999999999999TiB", "1gib"] {
             assert!(parse_bytes(text).unwrap_err().contains("such as"), "{text}");
         }
+        for text in ["0", "0GiB", "4097", "1KiB", "x"] {
+            assert!(parse_blocks(text).unwrap_err().contains("such as"), "{text}");
+        }
+        assert_eq!(parse_blocks("8KiB"), Ok(8192));
         let flags = [(0, "0B"), (4095, "4095B"), (4096, "4KiB"), (3 << 30, "3GiB")];
         for (bytes, text) in flags {
             assert_eq!(bytes_flag(bytes), text);

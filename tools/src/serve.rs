@@ -11,11 +11,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
-use twinpoint_runtime::device::DeviceError;
-use twinpoint_runtime::node::{Node, NodeError, NodeHandle};
+use twinpoint_runtime::node::{Node, NodeHandle};
 use twinpoint_runtime::options::{NbdAddress, NodeOptions};
-use twinpoint_runtime::store::StoreError;
 
+use crate::address::{is_too_long, parse_listen, parse_nbd, parse_peer, parse_socket};
 use crate::failure::{Exit, Failure};
 use crate::output::{print, print_json};
 use crate::quantity::{parse_bytes, parse_duration};
@@ -25,6 +24,8 @@ use crate::store_path::control_socket;
 const CP_BYTES_DEFAULT: u64 = 32 << 20;
 /// Least memory for requests.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
+/// Longest time of polling: beyond it a thread sleeps in no load at all.
+const POLL_MAX: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Args)]
@@ -48,21 +49,21 @@ pub struct Serve {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     lent_memory: u64,
     /// The other node's --listen address: dialled while this node is primary. Default: no peer.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
     peer: Option<String>,
     /// Where a primary may dial this node; port 0 lets the kernel choose. Default: nowhere; a secondary needs it.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
     listen: Option<String>,
     /// The key that both nodes share, made by `twinpoint key generate`; mode 0600. Needed with --peer or --listen.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Where NBD clients find the volumes, by name: HOST:PORT or unix:PATH; port 0 lets the kernel choose. May be given
-    /// several times. Default: nowhere.
+    /// Where NBD clients find the volumes, by name: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 lets the kernel choose.
+    /// May be given several times. Default: nowhere.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_nbd)]
     nbd: Vec<NbdAddress>,
     /// The unix socket for `twinpoint status` and its kin, open to this user only. Default: STORE.sock, for a device
     /// /run/twinpoint-NAME.sock.
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_parser = parse_socket)]
     control: Option<PathBuf>,
     /// When a flush is answered, which is when written data is safe. All but single need --peer on a primary.
     #[arg(long, value_enum, default_value_t = ReplicationFlag::Sync)]
@@ -93,7 +94,8 @@ pub struct Serve {
     /// With async: longest time that the secondary may be behind (ms, s); writers are held back there.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     lag_time: Duration,
-    /// How long an idle thread polls before it sleeps (us, ms). Longer answers faster and uses more CPU; 0us never polls.
+    /// How long an idle thread polls before it sleeps (us, ms). Longer answers faster and uses more CPU; 0us never
+    /// polls, 1s is the longest.
     #[arg(long, value_name = "DURATION", default_value = "50us", value_parser = parse_duration)]
     poll: Duration,
     /// Entries of each ring between threads (count): a power of two, 64 to 65536. A full ring makes its sender wait.
@@ -152,7 +154,7 @@ impl Serve {
         })?;
         let (store, control) = (options.store.clone(), options.control.clone());
         let role = if options.role == Role::Primary { "primary" } else { "secondary" };
-        let node = Node::start(options).map_err(|error| failure(&error))?;
+        let node = Node::start(options)?;
         stop_at_signal(signals, node.handle())?;
         let nbd: Vec<String> = node.nbd_addresses().iter().map(address_text).collect();
         let listen = node.listen_address().map(|address| address.to_string());
@@ -170,7 +172,7 @@ impl Serve {
             let listen = listen.map(|address| format!(" listen={address}")).unwrap_or_default();
             print(&format!("ready role={role}{nbd}{listen} control={}\n", control.display()));
         }
-        node.wait().map_err(|error| failure(&error))
+        Ok(node.wait()?)
     }
 
     /// Checks the flags, and gives them the form that the node takes.
@@ -179,8 +181,12 @@ impl Serve {
         self.check_numbers()?;
         let cp_bytes = self.cp_bytes.unwrap_or(CP_BYTES_DEFAULT.min(self.memory / 4));
         let control = self.control.unwrap_or_else(|| control_socket(&self.store));
+        if is_too_long(&control) {
+            let text = "the store's path is too long for a socket beside it: give a shorter one as --control";
+            return Err(Failure::usage(text));
+        }
         if let Some(file) = &self.key_file {
-            rdma_fallback::Key::load(file).map_err(|error| Failure::failed("key", error))?;
+            rdma_fallback::Key::load(file)?;
         }
         Ok(NodeOptions {
             store: self.store,
@@ -258,6 +264,9 @@ impl Serve {
         if self.cp_interval.is_zero() {
             return Err(Failure::usage("--cp-interval is 0: give at least 1us, such as 100ms"));
         }
+        if self.poll > POLL_MAX {
+            return Err(Failure::usage("--poll is longer than 1s: give less, such as 50us"));
+        }
         if self.peer_timeout < Duration::from_millis(100) {
             return Err(Failure::usage("--peer-timeout is too short: give at least 100ms"));
         }
@@ -294,60 +303,10 @@ fn stop_at_signal(mut signals: Signals, node: NodeHandle) -> Result<(), Failure>
         .map_err(|error| Failure::failed("signals", format!("cannot start a thread: {error}")))
 }
 
-fn failure(error: &NodeError) -> Failure {
-    match error {
-        NodeError::Device(DeviceError::InUse { .. }) => Failure::new(
-            Exit::Refused,
-            "in-use",
-            format!("{error}: stop the other node, or unmount what uses it, first"),
-        ),
-        NodeError::Device(DeviceError::NoDirect { .. }) => {
-            let text = format!("{error}; put the store elsewhere, or add --buffered for a trial");
-            Failure::failed("device", text)
-        }
-        NodeError::Device(_) => {
-            let text = format!(
-                "{error}: check the path and its permissions, or make it with `twinpoint format`"
-            );
-            Failure::failed("device", text)
-        }
-        NodeError::Store(StoreError::Recovery { .. }) => Failure::new(
-            Exit::Damaged,
-            "damaged",
-            format!("{error}: see `twinpoint inspect`, and use the other store of the pair"),
-        ),
-        NodeError::NotPromoted(..) => Failure::new(Exit::Refused, "not-promoted", error),
-        NodeError::Deposed(..) => Failure::new(Exit::Refused, "deposed", error),
-        // Flags that no retry makes right.
-        NodeError::Core(_)
-        | NodeError::Memory { .. }
-        | NodeError::KeyMissing
-        | NodeError::Key(_) => Failure::new(Exit::Usage, "usage", error),
-        _ => Failure::failed("node", error),
-    }
-}
-
 fn address_text(address: &NbdAddress) -> String {
     match address {
         NbdAddress::Tcp(address) => address.clone(),
         NbdAddress::Unix(path) => format!("unix:{}", path.display()),
-    }
-}
-
-fn parse_address(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
-    port.map(|_| text.to_owned())
-        .ok_or_else(|| "an address is HOST:PORT, such as 10.0.0.2:7000".into())
-}
-
-fn parse_nbd(text: &str) -> Result<NbdAddress, String> {
-    match text.strip_prefix("unix:") {
-        Some("") => Err("a unix socket is unix:PATH, such as unix:/run/disk.nbd".to_owned()),
-        Some(path) => Ok(NbdAddress::Unix(PathBuf::from(path))),
-        None => parse_address(text).map(NbdAddress::Tcp).map_err(|_| {
-            "an NBD address is HOST:PORT or unix:PATH, such as 127.0.0.1:10809".to_owned()
-        }),
     }
 }
 
@@ -373,16 +332,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_and_addresses() {
+    fn lists_of_cores() {
         assert_eq!(parse_cores("").unwrap().0, [0_usize; 0]);
         assert_eq!(parse_cores("3,0-2").unwrap().0, [3, 0, 1, 2]);
         for text in ["a", "1,", "1-", "2-1", "1,1", "0-2,1", "-1", "70000"] {
             assert!(parse_cores(text).is_err(), "{text}");
-        }
-        assert_eq!(parse_nbd("unix:/a"), Ok(NbdAddress::Unix("/a".into())));
-        assert_eq!(parse_nbd("[::1]:0"), Ok(NbdAddress::Tcp("[::1]:0".to_owned())));
-        for text in ["unix:", "host", ":1", "host:", "host:70000", "/path"] {
-            assert!(parse_nbd(text).is_err(), "{text}");
         }
     }
 }

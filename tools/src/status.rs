@@ -20,7 +20,7 @@ pub struct Status {
     /// Print JSON, one object a line. Its names and units stay as long as its `schema` is 1.
     #[arg(long)]
     json: bool,
-    /// Show it again every so many seconds (or us, ms, s, min), until interrupted. Default: once.
+    /// Show it again every so many seconds (or us, ms, s, min; at least 10ms), until interrupted. Default: once.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     watch: Option<Duration>,
 }

@@ -32,8 +32,11 @@ impl Stop {
         self.node.ask(&ControlRequest::Stop)?;
         while ControlClient::connect(&self.node.socket()).is_ok() {
             if Instant::now() >= deadline {
-                let text = "the node is still stopping: it may wait for its peer; see its log";
-                return Err(Failure::new(Exit::Unreachable, "silent", text));
+                let text = format!(
+                    "the node at {} is still stopping: it may wait for its peer; see its log, or give a longer --timeout",
+                    self.node.socket().display()
+                );
+                return Err(Failure::new(Exit::TimedOut, "timed-out", text));
             }
             std::thread::sleep(PAUSE);
         }

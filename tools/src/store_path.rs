@@ -1,6 +1,8 @@
 //! Store path: what follows from where a store lies, and how offline subcommands open it.
 
 use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use twinpoint_runtime::device::{Caching, OpenMode, StoreFile};
@@ -37,6 +39,17 @@ pub fn open_stopped(path: &Path, buffered: bool) -> Result<StoreFile, Failure> {
         return Err(Failure::new(Exit::Refused, "in-use", text));
     }
     Ok(store)
+}
+
+/// Whether two paths lead to one file or one device. What is not there is told by whoever opens it.
+#[must_use]
+pub fn is_same(first: &Path, second: &Path) -> bool {
+    let identity = |path: &Path| {
+        let found = fs::metadata(path).ok()?;
+        let is_device = found.file_type().is_block_device();
+        Some(if is_device { (0, found.rdev()) } else { (found.dev(), found.ino()) })
+    };
+    identity(first).is_some_and(|one| identity(second) == Some(one))
 }
 
 #[cfg(test)]

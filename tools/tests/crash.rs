@@ -239,14 +239,10 @@ fn kill_rounds(name: &'static str, replication: &'static str, loss: &'static str
 fn promotion_rounds(name: &'static str, replication: &'static str) {
     let rounds = rounds(8);
     let _limit = TimeLimit::new(name, limit(rounds));
-    let mut random = Random::of_test(name);
-    let mut run = Run::new(promotion_plan(replication), random.fork());
+    let mut run = Run::new(promotion_plan(replication), Random::of_test(name));
     for round in 0..rounds {
         run.label = format!("{name}, round {round}");
-        if !run.promotion_round(replication) {
-            run.pair.assert_no_panic();
-            run = Run::new(promotion_plan(replication), random.fork());
-        }
+        run.promotion_round(replication);
     }
     run.end();
 }

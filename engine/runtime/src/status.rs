@@ -3,11 +3,14 @@
 //! Beside the flow. Invariants: field names and units never change within one [`STATUS_SCHEMA`]; fields may be added;
 //! a field that has nothing to say is null, and not left out.
 
-use std::fmt::Write as _;
+mod text;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use twinpoint_core::branch::Branch;
 use twinpoint_core::message::Role;
+
+pub use text::{bytes_text, render, volume_table};
 
 /// Version of the field names and their meanings.
 pub const STATUS_SCHEMA: u32 = 1;
@@ -37,6 +40,8 @@ pub struct NodeStatus {
     pub alone_since: Option<u64>,
     /// The base's blocks are no longer kept: the peer has to be copied anew.
     pub base_given_up: bool,
+    /// CPs of an older term that this store alone has; null if there are none.
+    pub branch: Option<BranchStatus>,
     /// Writers wait because the secondary is too far behind.
     pub holding_writers: bool,
     /// The store has failed, and the node answers no requests.
@@ -119,6 +124,33 @@ pub struct PeerStatus {
     pub transport: Option<String>,
     /// Its address, if known.
     pub address: Option<String>,
+}
+
+/// CPs of an older term that the store alone has. It follows nobody until they are dropped by this name.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BranchStatus {
+    /// What `twinpoint branch drop` takes.
+    pub name: String,
+    /// The term in which they were made.
+    pub term: u64,
+    /// The last CP that the newer primary has too.
+    pub common: u64,
+    /// The last CP of the branch.
+    pub tip: u64,
+    /// The store's root there: 32 hexadecimal digits.
+    pub root: String,
+}
+
+impl From<Branch> for BranchStatus {
+    fn from(branch: Branch) -> BranchStatus {
+        BranchStatus {
+            name: branch.to_string(),
+            term: branch.term.0,
+            common: branch.common.0,
+            tip: branch.tip.0,
+            root: branch.root.to_string(),
+        }
+    }
 }
 
 /// What is used and free.
@@ -247,177 +279,9 @@ pub struct WireTraffic {
     pub messages: u64,
 }
 
-/// The status as a few lines of text, each ending in a newline.
-#[must_use]
-pub fn render(status: &NodeStatus) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{name:<10} {value}");
-    };
-    let role = status.role.name();
-    line("node", format!("{role}, term {}, up {}", status.term, span(status.uptime_seconds)));
-    line("store", status.store.clone());
-    line("root", format!("{} at CP {}", status.root, status.cp.local));
-    line("cp", points_text(status));
-    line("peer", peer_text(status));
-    line("lag", lag_text(&status.lag));
-    warnings(status).into_iter().for_each(|warning| line("WARNING", warning));
-    line("space", space_text(&status.space));
-    line("clients", clients_text(status));
-    line("traffic", traffic_text(&status.traffic));
-    text.push_str(&latency_table(&status.cp_latency_us));
-    text.push_str(&volume_table(&status.volumes));
-    text
-}
-
-/// Bytes with a binary unit, three digits or so: `4096` is `4.0 KiB`.
-#[must_use]
-pub fn bytes_text(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-fn points_text(status: &NodeStatus) -> String {
-    let cp = &status.cp;
-    let mut text = format!("open {}, committed here {}", cp.open, cp.local);
-    if status.peer.state != "none" {
-        let _ = write!(
-            text,
-            ", in the secondary's memory {}, durable there {}, on both {}",
-            cp.secondary_received, cp.secondary, status.base
-        );
-    }
-    text
-}
-
-fn peer_text(status: &NodeStatus) -> String {
-    let mut text = status.peer.state.clone();
-    if let Some(address) = &status.peer.address {
-        let _ = write!(text, ", {address}");
-    }
-    if let Some(transport) = &status.peer.transport {
-        let _ = write!(text, " over {transport}");
-    }
-    text
-}
-
-fn lag_text(lag: &LagStatus) -> String {
-    format!("{} CPs, {}, {:.1} s", lag.points, bytes_text(lag.bytes), lag.seconds)
-}
-
-fn warnings(status: &NodeStatus) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if status.failed {
-        warnings.push("the store has failed; see the node's log, then run verify".to_owned());
-    }
-    if let Some(cp) = status.alone_since {
-        warnings.push(format!("carrying on without the peer since CP {cp}"));
-    }
-    if status.base_given_up {
-        warnings.push("the base was given up: the peer has to be formatted and copied anew".into());
-    }
-    if status.holding_writers {
-        warnings.push("writers are held back until the secondary catches up".to_owned());
-    }
-    if status.peer.state == "diverged" {
-        warnings
-            .push("the roots differ: replication has stopped; run verify on both stores".into());
-    }
-    warnings
-}
-
-fn space_text(space: &SpaceStatus) -> String {
-    let each = space.bytes_per_mapped_block.map(|bytes| format!(", {bytes:.2} B a block"));
-    format!(
-        "{} free of {}; map {} for {} blocks{}",
-        bytes_text(space.free_bytes),
-        bytes_text(space.data_bytes),
-        bytes_text(space.map_bytes),
-        space.mapped_blocks,
-        each.unwrap_or_default()
-    )
-}
-
-fn clients_text(status: &NodeStatus) -> String {
-    let traffic = &status.traffic;
-    format!(
-        "{} connected; wrote {}, read {}",
-        status.clients,
-        bytes_text(traffic.client_bytes_written),
-        bytes_text(traffic.client_bytes_read)
-    )
-}
-
-fn traffic_text(traffic: &TrafficStatus) -> String {
-    let (device, wire) = (&traffic.device_bytes_written, &traffic.wire_bytes_sent);
-    format!(
-        "device: data {}, journal and map {}; wire: data {}, delta {}, messages {}",
-        bytes_text(device.data),
-        bytes_text(device.journal_and_map),
-        bytes_text(wire.data),
-        bytes_text(wire.delta),
-        bytes_text(wire.messages)
-    )
-}
-
-fn latency_table(latency: &CpLatencyStatus) -> String {
-    let mut text = format!(
-        "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
-        "CP phase, us", "count", "p50", "p90", "p99", "p99.9", "max"
-    );
-    let phases = [
-        ("  written", &latency.written),
-        ("  durable", &latency.durable),
-        ("  confirmed", &latency.confirmed),
-    ];
-    for (name, phase) in phases {
-        let LatencyStatus { count, p50, p90, p99, p999, max } = phase;
-        let _ =
-            writeln!(text, "{name:<12} {count:>9} {p50:>9} {p90:>9} {p99:>9} {p999:>9} {max:>9}");
-    }
-    text
-}
-
-/// A table of volumes; empty without volumes.
-#[must_use]
-pub fn volume_table(volumes: &[VolumeStatus]) -> String {
-    let mut text = String::new();
-    if volumes.is_empty() {
-        return text;
-    }
-    let width = volumes.iter().map(|volume| volume.name.len()).max().unwrap_or(0).max(6);
-    let _ = writeln!(text, "{:<width$} {:>6} {:>12} {:>6}", "volume", "id", "size", "open");
-    for volume in volumes {
-        let VolumeStatus { name, id, size_bytes, open } = volume;
-        let size = bytes_text(*size_bytes);
-        let _ = writeln!(text, "{name:<width$} {id:>6} {size:>12} {open:>6}");
-    }
-    text
-}
-
-fn span(seconds: u64) -> String {
-    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
-    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{rest} s"),
-        (0, 0, _) => format!("{minutes} min {rest} s"),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::text::span;
     use super::*;
 
     fn example() -> NodeStatus {
@@ -461,7 +325,7 @@ mod tests {
             r#""cp":{"open":12,"local":11,"secondary_received":11,"secondary":10}"#,
             r#""lag":{"points":0,"bytes":0,"seconds":0.0}"#,
             r#""peer":{"state":"connected","transport":"tcp","address":null}"#,
-            r#""alone_since":null,"base_given_up":false,"holding_writers":false,"failed":false"#,
+            r#""alone_since":null,"base_given_up":false,"branch":null,"holding_writers":false,"failed":false"#,
             r#""map_bytes":800,"mapped_blocks":100,"bytes_per_mapped_block":8.0}"#,
             r#""volumes":[{"name":"disk","id":1,"size_bytes":1073741824,"open":2}]"#,
             r#""cp_latency_us":{"written":{"count":1000,"p50":50"#,

@@ -31,9 +31,10 @@ pub struct Inspect {
     #[arg(long, value_enum, default_value_t = Segments::Summary)]
     segments: Segments,
     /// Show the records of this consistency point (number) in full: each changed block, where it lies, its checksum.
+    /// Default: one line for each record.
     #[arg(long, value_name = "CP")]
     record: Option<u64>,
-    /// Accept a file system that knows no direct access.
+    /// Accept a file system that knows no direct access: read through the page cache there. Of no effect elsewhere.
     #[arg(long)]
     buffered: bool,
     /// Print one JSON object.

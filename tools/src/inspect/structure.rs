@@ -1,5 +1,6 @@
 //! Superblocks and shard headers, as outlines.
 
+use twinpoint_core::branch::Branch;
 use twinpoint_core::catalog::Catalog;
 use twinpoint_core::codec::FormatError;
 use twinpoint_core::geometry::{Geometry, MapSlot};
@@ -132,8 +133,19 @@ fn superblock_fields(superblock: &Superblock) -> Vec<(&'static str, Outline)> {
         ("alone_since", Outline::optional(superblock.alone_since.map(|cp| cp.0))),
         ("base_given_up", Outline::Flag(superblock.base_given_up)),
         ("deposed_by", Outline::optional(superblock.deposed_by.map(|term| term.0))),
+        ("branch", superblock.branch.as_ref().map_or(Outline::Absent, branch_fields)),
         ("clean", Outline::Flag(superblock.clean)),
     ]
+}
+
+fn branch_fields(branch: &Branch) -> Outline {
+    Outline::Fields(vec![
+        ("name", Outline::text(branch)),
+        ("term", Outline::Number(branch.term.0)),
+        ("common", Outline::Number(branch.common.0)),
+        ("tip", Outline::Number(branch.tip.0)),
+        ("root", Outline::text(branch.root)),
+    ])
 }
 
 /// The geometry as it is written, which may not fit the store.

@@ -15,7 +15,7 @@ use twinpoint_runtime::store::recover_read_only;
 use crate::failure::{Exit, Failure};
 use crate::outline::Outline;
 use crate::output::{print, print_json};
-use crate::store_path::open_stopped;
+use crate::store_path::{is_same, open_stopped};
 use check::Check;
 
 /// Most blocks named one by one in a report.
@@ -29,10 +29,10 @@ pub struct Verify {
     /// The other store of the pair: compared with the first by physical address, at the newest consistency point that
     /// both hold.
     other: Option<PathBuf>,
-    /// The other store, as a flag.
+    /// The other store, as a flag. Default: the one store is checked by itself.
     #[arg(long = "store", value_name = "STORE", conflicts_with = "other")]
     second: Option<PathBuf>,
-    /// Accept a file system that knows no direct access.
+    /// Accept a file system that knows no direct access: read through the page cache there. Of no effect elsewhere.
     #[arg(long)]
     buffered: bool,
     /// Print one JSON object.
@@ -71,6 +71,16 @@ impl Verify {
             .flatten()
             .map(PathBuf::as_path)
             .collect();
+        if let [first, second] = paths[..]
+            && is_same(first, second)
+        {
+            let text = format!(
+                "{} and {} are one store: give the other store of the pair",
+                first.display(),
+                second.display()
+            );
+            return Err(Failure::usage(text));
+        }
         let mut checked = Vec::new();
         let mut damage = None;
         for path in paths {

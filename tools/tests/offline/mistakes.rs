@@ -6,11 +6,24 @@ use serde_json::Value;
 
 use crate::fixture::{self, run, twinpoint};
 
+/// One byte more than the kernel takes for a socket.
+const LONG_PATH: &str = concat!(
+    "/nowhere/0123456789012345678901234567890123456789012345678",
+    "01234567890123456789012345678901234567890123456789"
+);
+const LONG_NBD: &str = concat!(
+    "unix:/nowhere/0123456789012345678901234567890123456789012345678",
+    "01234567890123456789012345678901234567890123456789"
+);
+const GUIDE: &str = include_str!("../../../docs/OPERATING.md");
+const UNIT: &str = include_str!("../../twinpoint@.service");
+
 #[test]
 fn wrong_usage_is_one_line_and_touches_nothing() {
     // Nothing is at this path: what is told is the flags' mistake, before the store is looked for.
     let serve = |flags: &[&'static str]| [&["serve", "--store", "/nowhere/store"], flags].concat();
     let single = |flags: &[&'static str]| [&serve(&["--replication", "single"]), flags].concat();
+    let (long_path, long_nbd): (&'static str, &'static str) = (LONG_PATH, LONG_NBD);
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (vec!["fromat"], "format"),
         (vec!["format"], "<STORE>"),
@@ -26,6 +39,30 @@ fn wrong_usage_is_one_line_and_touches_nothing() {
         (serve(&["--role", "secondary"]), "--listen"),
         (serve(&["--peer", "a:1"]), "--key-file"),
         (serve(&["--peer", "a"]), "HOST:PORT"),
+        (serve(&["--peer", "a:0"]), "port 0"),
+        (serve(&["--peer", "::1:7000"]), "[fd00::2]:7000"),
+        (single(&["--listen", "300.1.1.1:7000"]), "HOST:PORT"),
+        (single(&["--nbd", "127.0.0.1"]), "HOST:PORT"),
+        (single(&["--nbd", "::1:10809"]), "[fd00::2]:7000"),
+        (single(&["--nbd", "tcp://a:1"]), "unix:PATH"),
+        (single(&["--nbd", "unix:/"]), "unix:PATH"),
+        (single(&["--nbd", long_nbd]), "107 bytes"),
+        (single(&["--control", long_path]), "107 bytes"),
+        (vec!["serve", "--replication", "single", "--store", long_path], "--control"),
+        (vec!["status", "--control", long_path], "107 bytes"),
+        (vec!["status", "--store", long_path], "--control"),
+        (single(&["--poll", "1h"]), "1s"),
+        (single(&["--lag-points", "-1"]), "a whole number"),
+        (single(&["--ring-entries", "many"]), "a whole number"),
+        (vec!["volume", "create", "a b", "4KiB", "--control", "x"], "A-Z"),
+        (vec!["volume", "create", long_path, "4KiB", "--control", "x"], "A-Z"),
+        (vec!["volume", "create", "a", "0", "--control", "x"], "4KiB"),
+        (vec!["volume", "create", "a", "-5", "--control", "x"], "512MiB"),
+        (vec!["volume", "create", "a", "33PiB", "--control", "x"], "32PiB"),
+        (vec!["volume", "delete", "a/b", "--control", "x"], "A-Z"),
+        (vec!["checkpoint", "a\nb", "--control", "x"], "control characters"),
+        (vec!["checkpoint", long_path, "--control", "x"], "64 bytes"),
+        (vec!["inspect", "a", "--record", "-1"], "a whole number"),
         (single(&["--peer", "a:1", "--key-file", "k"]), "leave --peer away"),
         (single(&["--nbd", "/path"]), "unix:PATH"),
         (single(&["--cores", "0-"]), "0,2,4-7"),
@@ -90,9 +127,10 @@ fn help_names_units_defaults_and_exit_codes() {
         String::from_utf8(output.stdout).unwrap()
     };
     let top = help(&[]);
-    for code in 0..=6 {
+    for code in 0..=7 {
         assert!(top.contains(&format!("\n  {code}  ")), "{top}");
     }
+    assert!(!top.contains("\n  8  "), "{top}");
     let commands: [&[&str]; 13] = [
         &["format"],
         &["serve"],
@@ -115,8 +153,35 @@ fn help_names_units_defaults_and_exit_codes() {
             let name = flag.lines().next().unwrap();
             assert!(!name.contains("<SIZE>") || has(&["KiB"]), "{command:?} --{flag}");
             assert!(!name.contains("<DURATION>") || has(&["(us, ms", "(ms, s"]), "--{flag}");
-            let needs_default = *command == ["serve"] && name.contains('<') && !has(&["<STORE>"]);
+            assert!(!name.contains("<COUNT>") || has(&["(count)"]), "{command:?} --{flag}");
+            let is_serves_store = *command == ["serve"] && has(&["<STORE>"]);
+            let needs_default = name.contains('<') && !is_serves_store;
             assert!(!needs_default || has(&["[default:", "Default:", "Needed"]), "--{flag}");
         }
+    }
+}
+
+#[test]
+fn the_guide_has_the_exit_codes_of_the_help() {
+    let help = twinpoint(&["--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    let (_, codes) = help.split_once("Exit codes").unwrap();
+    let lines: Vec<&str> = codes.lines().filter(|line| line.starts_with("  ")).collect();
+    assert_eq!(lines.len(), 8, "{codes}");
+    let guide = GUIDE.replace('`', "");
+    for line in lines {
+        let (code, meaning) = line.trim().split_once("  ").unwrap();
+        assert!(guide.contains(&format!("| {code} | {meaning} |")), "| {code} | {meaning} |");
+    }
+}
+
+#[test]
+fn the_service_unit_and_the_guide_use_flags_that_there_are() {
+    let help = String::from_utf8(twinpoint(&["serve", "--help"]).stdout).unwrap();
+    let guide: String = GUIDE.lines().filter(|line| line.starts_with("TWINPOINT_FLAGS=")).collect();
+    assert!(!guide.is_empty() && UNIT.contains("$TWINPOINT_FLAGS"), "{guide}");
+    let is_flag = |word: &&str| word.starts_with("--");
+    for flag in UNIT.split_whitespace().chain(guide.split(['"', ' '])).filter(is_flag) {
+        assert!(help.contains(&format!("\n      {flag}")), "serve has no {flag}");
     }
 }

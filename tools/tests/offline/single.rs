@@ -38,19 +38,81 @@ fn an_impossible_store_leaves_nothing_behind() {
     let folder = fixture::folder();
     let path = folder.path().join("a");
     let text = path.to_str().unwrap();
-    let cases: [(&[&str], i32); 7] = [
-        (&["--size", "4MiB"], 1),
-        (&["--size", "64MiB", "--shards", "65"], 1),
-        (&["--size", "64MiB", "--shards", "0"], 1),
-        (&["--size", "64MiB", "--journal", "4KiB"], 1),
-        (&["--size", "64MiB", "--segments", "1"], 1),
-        (&["--size", "64MiB", "--journal", "1000B"], 2),
-        (&[], 1),
+    let cases: [(&[&str], i32, &str); 16] = [
+        (&["--size", "0"], 2, "multiple of 4KiB"),
+        (&["--size", "67108865"], 2, "multiple of 4KiB"),
+        (&["--size", "4MiB"], 2, "it needs 23MiB"),
+        (&["--size", "200TiB"], 2, "--shards 49 or more"),
+        (&["--size", "1PiB"], 2, "less than 256 TiB"),
+        (&["--size", "64MiB", "--shards", "65"], 2, "1..=64"),
+        (&["--size", "64MiB", "--shards", "0"], 2, "1..=64"),
+        (&["--size", "64MiB", "--shards", "-1"], 2, "1..=64"),
+        (&["--size", "64MiB", "--shards", "x"], 2, "a whole number"),
+        (&["--size", "64MiB", "--journal", "4KiB"], 2, "from 1MiB to 4GiB"),
+        (&["--size", "64MiB", "--journal", "8GiB"], 2, "from 1MiB to 4GiB"),
+        (&["--size", "64MiB", "--journal", "1000B"], 2, "multiple of 4KiB"),
+        (&["--size", "64MiB", "--segments", "1"], 2, "64..=16777216"),
+        (&["--size", "64MiB", "--segments", "1000000"], 2, "too small for so many"),
+        (&["--size", "64MiB", "--store-id", &"0".repeat(32)], 2, "leave it away"),
+        (&[], 1, "give --size to create it"),
     ];
-    for (arguments, expected) in cases {
+    for (arguments, expected, advice) in cases {
         let (code, _, stderr) = run(&[&["format", text], arguments].concat());
         assert_eq!(code, expected, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(advice), "{arguments:?}: {stderr}");
         assert!(!path.exists(), "{arguments:?}");
+    }
+    std::fs::write(&path, [0; 100]).unwrap();
+    let (code, _, stderr) = run(&["format", text, "--size", "64MiB"]);
+    assert!(code == 2 && stderr.contains("leave --size away"), "{stderr}");
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 100]);
+}
+
+#[test]
+fn what_is_no_store_is_told_alike_by_all() {
+    let folder = fixture::folder();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("empty"), []).unwrap();
+    std::fs::write(path("note"), "a few words").unwrap();
+    std::fs::write(path("zeroes"), vec![0; 1 << 20]).unwrap();
+    std::fs::write(path("noise"), vec![0xa5; 1 << 20]).unwrap();
+    let whole = Fixture::new(folder.path(), "whole", 2, 1);
+    let start = std::fs::read(&whole.path).unwrap();
+    std::fs::write(path("cut"), &start[..2 << 20]).unwrap();
+    for (name, advice) in [
+        ("empty", "holds no store"),
+        ("note", "holds no store"),
+        ("zeroes", "holds no store"),
+        ("noise", "holds no store"),
+        ("cut", "use the other store of the pair"),
+        ("none", "cannot open"),
+        ("", "neither a regular file nor a block device"),
+    ] {
+        let (text, path) = (path(name).display().to_string(), path(name));
+        let socket = folder.path().join("socket").display().to_string();
+        let commands: [&[&str]; 4] = [
+            &["serve", "--replication", "single", "--control", &socket, "--store", &text],
+            &["promote", "--store", &text],
+            &["verify", &text],
+            &["inspect", &text],
+        ];
+        let said = commands.map(run).map(|(code, _, stderr)| (code, stderr));
+        let expected = if path.is_file() { 3 } else { 1 };
+        assert!(said[0].0 == expected && said[0].1.contains(advice), "{name}: {said:?}");
+        assert!(said.iter().all(|other| *other == said[0]), "{name}: {said:?}");
+        assert_eq!(said[0].1.contains("other store of the pair"), name == "cut", "{said:?}");
+    }
+}
+
+#[test]
+fn a_store_is_not_compared_with_itself() {
+    let folder = fixture::folder();
+    let store = Fixture::new(folder.path(), "a", 2, 1);
+    let link = folder.path().join("b");
+    std::os::unix::fs::symlink(&store.path, &link).unwrap();
+    for other in [store.text(), link.to_str().unwrap()] {
+        let (code, stdout, stderr) = run(&["verify", store.text(), other]);
+        assert!(code == 2 && stdout.is_empty() && stderr.contains("are one store"), "{stderr}");
     }
 }
 

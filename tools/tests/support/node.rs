@@ -190,18 +190,25 @@ impl Node {
         ask(&self.files.control, request)
     }
 
-    /// The node's status.
+    /// The node's status. Waits while it opens its store anew.
     ///
     /// # Panics
     /// If it does not tell.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let reply = self.ask(&serde_json::json!({ "command": "status" }));
-        let reply = reply.unwrap_or_else(|text| {
-            panic!("status of {}: {text}; {}", self.files.name, self.files.log_end())
-        });
-        assert_eq!(reply["ok"], true, "status of {}: {reply}", self.files.name);
-        reply["status"].clone()
+        let deadline = Instant::now() + NODE_TIME_MAX;
+        loop {
+            let reply = self.ask(&serde_json::json!({ "command": "status" }));
+            let reply = reply.unwrap_or_else(|text| {
+                panic!("status of {}: {text}; {}", self.files.name, self.files.log_end())
+            });
+            if reply["ok"] == true {
+                return reply["status"].clone();
+            }
+            let is_away = reply["kind"] == "away" && Instant::now() < deadline;
+            assert!(is_away, "status of {}: {reply}", self.files.name);
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Connects to an export.

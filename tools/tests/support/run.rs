@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::history::{Clock, Promise, Record, Verdict, check};
 use super::load::{Load, LoadPlan};
 use super::pair::{Pair, PairPlan, VOLUME};
+use super::programs::twinpoint;
 use super::random::Random;
 use super::sector::Sector;
 
@@ -114,9 +115,9 @@ impl Run {
         self.settle();
     }
 
-    /// Load, kill the primary for good, promote, judge; the old primary returns as secondary. False if it has CPs that
-    /// the new one never had, and is refused: then this pair is of no more use.
-    pub fn promotion_round(&mut self, replication: &str) -> bool {
+    /// Load, kill the primary for good, promote, judge; the old primary returns as secondary, and drops its branch if
+    /// it has one.
+    pub fn promotion_round(&mut self, replication: &str) {
         let (load, _) = self.start_load();
         let old = self.pair.primary_index();
         // A secondary that dies too loses what is only in its memory: that is all a semi-sync flush waits for.
@@ -149,7 +150,7 @@ impl Run {
             );
         }
         self.load_on_the_promoted();
-        self.old_primary_returns(old)
+        self.old_primary_returns(old);
     }
 
     fn start_load(&mut self) -> (Load, LoadPlan) {
@@ -176,28 +177,22 @@ impl Run {
         self.judge(&record, Promise::Answered);
     }
 
-    /// Starts the old primary as secondary. True if it follows.
-    fn old_primary_returns(&mut self, old: usize) -> bool {
+    /// Starts the old primary as secondary. It follows, at once or after its branch was dropped.
+    fn old_primary_returns(&mut self, old: usize) {
         self.verify_the_dead(old);
         let bytes = contents_hash(&self.pair.store_path(old));
         self.pair.start(old);
-        let refused = "of an older term that this primary never had";
         let deadline = Instant::now() + CATCH_UP_TIME_MAX;
         while Instant::now() < deadline {
             if self.pair.primary().status()["peer"]["state"] == "connected" {
                 self.settle();
-                return true;
+                return;
             }
-            if self.pair.logs().contains(refused) {
-                println!("{}: the old primary has a branch, and is refused", self.label);
-                self.pair.kill(old);
-                let now = contents_hash(&self.pair.store_path(old));
-                assert_eq!(bytes, now, "{}: the refused store was changed", self.label);
-                self.verify_the_dead(old);
-                let new = self.pair.primary_index();
-                self.pair.stop(new);
-                self.pair.verify_one(new);
-                return false;
+            if let Some(branch) = self.pair.node(old).status()["branch"]["name"].as_str() {
+                println!("{}: the old primary has branch {branch}", self.label);
+                self.drop_branch(old, branch, bytes);
+                self.settle();
+                return;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -206,6 +201,18 @@ impl Run {
             self.label,
             self.pair.logs()
         );
+    }
+
+    /// Until it is dropped, nothing of the branch changes: `bytes` is the hash of all but the superblocks before the
+    /// node started.
+    fn drop_branch(&mut self, old: usize, branch: &str, bytes: u64) {
+        self.pair.kill(old);
+        let now = contents_hash(&self.pair.store_path(old));
+        assert_eq!(bytes, now, "{}: the branched store was changed", self.label);
+        self.verify_the_dead(old);
+        self.pair.start(old);
+        let control = self.pair.files[old].control.display().to_string();
+        twinpoint(&["branch", "drop", branch, "--control", &control]).success();
     }
 
     /// Reads the volume on the primary, and checks it against the last image and what was done since.

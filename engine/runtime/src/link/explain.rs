@@ -31,6 +31,17 @@ pub fn explain(refusal: &Refusal) -> String {
             "a checkpoint's name is 1 to 64 bytes without control characters: choose another"
                 .to_owned()
         }
+        Refusal::NoSuchBranch => {
+            "this store has no branch of that name: `twinpoint branch list` shows the one it has"
+                .to_owned()
+        }
+        Refusal::BranchHasNoBase { common, base } => format!(
+            "the branch began at CP {common}, and blocks from before CP {base} are in use again: it \
+             cannot be dropped in place; format the store anew and pair it again"
+        ),
+        Refusal::SessionEnding => {
+            "the one before is still under way or ending: try again in a moment".to_owned()
+        }
         Refusal::OtherStore(primary, secondary) => format!(
             "two different stores: the primary's is {primary}, the secondary's {secondary}: check \
              --peer and --listen, or format the secondary with the primary's store id"
@@ -52,14 +63,6 @@ pub fn explain(refusal: &Refusal) -> String {
              there as a branch: save what you need of them, then drop it with `twinpoint branch drop`",
             u128::from(common.0) + 1
         ),
-        Refusal::NoSuchBranch => {
-            "this store has no branch of that name: `twinpoint branch list` shows the one it has"
-                .to_owned()
-        }
-        Refusal::BranchHasNoBase { common, base } => format!(
-            "the branch began at CP {common}, and blocks from before CP {base} are in use again: it \
-             cannot be dropped in place; format the store anew and pair it again"
-        ),
         Refusal::PrimaryLostPoints { told, ours } => format!(
             "the secondary holds committed CPs up to {told}, this primary lost those after \
              {ours}: promote the secondary, and follow it with this store formatted anew"
@@ -80,9 +83,6 @@ pub fn explain(refusal: &Refusal) -> String {
             "the two stores' histories have no common start: format the secondary anew and pair it \
              again"
                 .to_owned()
-        }
-        Refusal::SessionEnding => {
-            "the one before is still under way or ending: try again in a moment".to_owned()
         }
     }
 }

@@ -19,8 +19,8 @@ use crate::link::{LinkNode, NewSession};
 use crate::local::LocalClient;
 use crate::shared::Shared;
 use crate::status::{
-    CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus, PeerStatus,
-    STATUS_SCHEMA, SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
+    BranchStatus, CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus,
+    PeerStatus, STATUS_SCHEMA, SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
 };
 
 /// How long a call of an operator may take: a checkpoint waits for the peer.
@@ -206,6 +206,7 @@ impl NodeHandle {
             },
             alone_since: coordinator.alone_since.map(|cp| cp.0),
             base_given_up: coordinator.base_given_up,
+            branch: coordinator.branch.map(BranchStatus::from),
             holding_writers: coordinator.holding,
             failed: coordinator.failed,
             space: SpaceStatus::new(
