@@ -167,6 +167,8 @@ pub struct ShardSurvey {
     pub map: BlockMap,
     /// The records after it, oldest first.
     pub records: Vec<FoundRecord>,
+    /// Records newer than those, behind one that is missing or damaged: what they call committed must be there.
+    pub strays: Vec<FoundRecord>,
 }
 
 /// What the structures of a store say.
@@ -209,9 +211,8 @@ pub struct Repair {
 /// # Errors
 /// The first damage that nothing makes good.
 pub fn survey(source: &mut dyn BlockSource) -> Result<Survey, RecoveryError> {
-    let copies = Geometry::superblock_copies().map(|block| read(source, block, 1));
-    let [first, second] = copies;
-    let (superblock, superblock_damage) = Superblock::choose([&first?, &second?])
+    let [first, second] = read_copies(source, Geometry::superblock_copies())?;
+    let (superblock, superblock_damage) = Superblock::choose([&first, &second])
         .map_err(|error| RecoveryError::Damaged(Structure::Superblock, Some(error)))?;
     superblock.geometry.check(source.blocks()).map_err(|_| RecoveryError::Geometry)?;
     let shards = (0..superblock.geometry.shards).map(ShardId);
@@ -266,7 +267,8 @@ pub fn recover(
         let copies = geometry.header_copies(shard.id);
         let header = shard.header.clone();
         repair_copies(&mut repairs, shard.header_damage, copies, || header.encode());
-        for found in shard.records.iter().filter(|found| found.record.cp > last) {
+        let cut_off = shard.records.iter().filter(|found| found.record.cp > last);
+        for found in cut_off.chain(&shard.strays) {
             cuts.push((found.record.cp, geometry.journal_block(shard.id, found.start)));
         }
         let image = replay(shard, &superblock, last, base, &catalog)?;
@@ -299,6 +301,17 @@ fn repair_copies(
     repairs.push(Repair { block: copies[index], bytes: encode(), why });
 }
 
+/// Two copies of a structure. One that cannot be read is as good as a damaged one.
+fn read_copies(
+    source: &mut dyn BlockSource,
+    copies: [DeviceBlock; 2],
+) -> Result<[Vec<u8>; 2], RecoveryError> {
+    match copies.map(|block| read(source, block, 1)) {
+        [Err(failed), Err(_)] => Err(failed),
+        found => Ok(found.map(|bytes| bytes.unwrap_or_else(|_| vec![0; BLOCK_BYTES]))),
+    }
+}
+
 fn survey_shard(
     source: &mut dyn BlockSource,
     superblock: &Superblock,
@@ -307,13 +320,10 @@ fn survey_shard(
     let geometry = superblock.geometry;
     let damaged =
         |error: Option<FormatError>| RecoveryError::Damaged(Structure::ShardHeader(id), error);
-    let [first, second] = geometry.header_copies(id).map(|block| read(source, block, 1));
-    let (header, header_damage) =
-        ShardHeader::choose([&first?, &second?]).map_err(|e| damaged(Some(e)))?;
+    let [first, second] = read_copies(source, geometry.header_copies(id))?;
+    let (header, header_damage) = ShardHeader::choose([&first, &second], superblock.store, id)
+        .map_err(|e| damaged(Some(e)))?;
     header.check(&geometry).map_err(|error| damaged(Some(error)))?;
-    if header.store != superblock.store || header.shard != id {
-        return Err(damaged(None));
-    }
     let (entries, catalog) = read_directory(source, &geometry, id, &header)?;
     let mut map = BlockMap::new(geometry.segments_max());
     for entry in &entries {
@@ -325,7 +335,8 @@ fn survey_shard(
         return Err(RecoveryError::Damaged(Structure::Map(id), None));
     }
     let records = read_journal(source, superblock, id, &header)?;
-    Ok(ShardSurvey { id, header, header_damage, entries, catalog, map, records })
+    let strays = read_strays(source, superblock, id, &header, &records)?;
+    Ok(ShardSurvey { id, header, header_damage, entries, catalog, map, records, strays })
 }
 
 fn read_directory(
@@ -410,6 +421,36 @@ fn read_journal(
     }
 }
 
+/// Looks in the rest of the ring for records that are newer than the last one that was followed.
+fn read_strays(
+    source: &mut dyn BlockSource,
+    superblock: &Superblock,
+    id: ShardId,
+    header: &ShardHeader,
+    records: &[FoundRecord],
+) -> Result<Vec<FoundRecord>, RecoveryError> {
+    let geometry = superblock.geometry;
+    let capacity = geometry.journal_blocks;
+    let sequence = header.journal.sequence + records.len() as u64;
+    let mut strays = Vec::new();
+    let mut start = 0;
+    while start < capacity {
+        let count = (capacity - start).min(READ_BLOCKS as u32);
+        let bytes = read(source, geometry.journal_block(id, start), count as usize)?;
+        for (index, block) in (start..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            let is_newer = RecordHeader::peek(block).is_ok_and(|head| {
+                head.store == superblock.store && head.shard == id && head.sequence >= sequence
+            });
+            if is_newer {
+                strays.extend(read_record(source, &geometry, id, index, capacity - index)?);
+            }
+        }
+        start += count;
+    }
+    strays.retain(|found| found.record.sequence >= sequence);
+    Ok(strays)
+}
+
 fn read_record(
     source: &mut dyn BlockSource,
     geometry: &Geometry,
@@ -443,7 +484,9 @@ fn last_whole(
     }
     let records =
         || survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| &found.record));
-    let claimed = records().map(|record| record.committed).max().unwrap_or_default();
+    let strays =
+        survey.shards.iter().flat_map(|shard| shard.strays.iter().map(|found| &found.record));
+    let claimed = records().chain(strays).map(|record| record.committed).max().unwrap_or_default();
     let known = survey.superblock.committed.max(newest_checkpoint).max(claimed);
     let mut by_cp: BTreeMap<CpNumber, Vec<(ShardId, &Record)>> = BTreeMap::new();
     for shard in &survey.shards {

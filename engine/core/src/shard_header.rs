@@ -120,13 +120,24 @@ impl ShardHeader {
     }
 
     /// Of two copies takes the valid one with the higher sequence, and tells which is to be
-    /// written again.
+    /// written again. A header of another store or shard, misdirected here, is not valid.
     ///
     /// # Errors
     /// The first copy's error if neither is valid; [`FormatErrorKind::Copies`] if they differ and
     /// neither is newer.
-    pub fn choose(copies: [&[u8]; 2]) -> Result<(ShardHeader, Damage), FormatError> {
-        choose_copy(copies.map(ShardHeader::decode), |header| header.sequence)
+    pub fn choose(
+        copies: [&[u8]; 2],
+        store: StoreId,
+        shard: ShardId,
+    ) -> Result<(ShardHeader, Damage), FormatError> {
+        let decode = |bytes: &[u8]| {
+            let header = ShardHeader::decode(bytes)?;
+            if header.store != store || header.shard != shard {
+                return Err(FormatError::new(FormatErrorKind::Field, 10));
+            }
+            Ok(header)
+        };
+        choose_copy(copies.map(decode), |header| header.sequence)
     }
 
     /// Checks that what the header names lies inside its zones.

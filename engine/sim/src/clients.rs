@@ -16,6 +16,7 @@ use twinpoint_core::units::{
 
 use crate::buffers::Owner;
 use crate::content::fill_sector;
+use crate::faults::Fault;
 use crate::model::SECTORS;
 use crate::node::Queue;
 use crate::wire::TicketUse;
@@ -72,7 +73,7 @@ impl World {
         if self.clients[client].waits_for.is_some() || self.commands_left == 0 {
             return;
         }
-        let serving = (0..2).find(|node| self.is_serving(*node));
+        let serving = (0..2).find(|node| self.is_serving(*node) && !self.nodes[*node].is_paused);
         let sent = serving.is_some_and(|node| self.send_something(client, node));
         if sent {
             self.commands_left -= 1;
@@ -123,21 +124,32 @@ impl World {
     pub fn answered(&mut self, node: usize, answer: Answer) {
         let Some(operation) = self.take_operation(node, answer.tag.0) else { return };
         let may_fail = self.process(node).has_failed;
+        let reads_may_fail = may_fail || self.process(node).has_read_failure;
         match operation.kind {
             Kind::Write { id, range } | Kind::Unmap { id, range } => match answer.outcome {
                 Outcome::Done => self.model.answered(id),
                 Outcome::NoSpace => {
                     self.counts.no_space += 1;
+                    if self.faults.has(Fault::FullStore) {
+                        self.counts.faults.add(Fault::FullStore);
+                    }
                     self.model.not_done(id);
                 }
                 Outcome::Failed => {
-                    assert!(may_fail || self.model.is_deleting(range.volume), "a write failed")
+                    assert!(
+                        reads_may_fail || self.model.is_deleting(range.volume),
+                        "a write failed"
+                    )
                 }
                 Outcome::Mapped(_) => panic!("a write is answered with a map"),
             },
-            _ if may_fail && answer.outcome == Outcome::Failed => {}
+            Kind::Status { .. } if may_fail && answer.outcome == Outcome::Failed => {}
             Kind::Read { range, from, buffer } => {
-                self.check_read(node, range, &from, buffer, &answer.outcome);
+                if reads_may_fail && answer.outcome == Outcome::Failed {
+                    self.counts.failed_reads += 1;
+                } else {
+                    self.check_read(node, range, &from, buffer, &answer.outcome);
+                }
                 let count = blocks_of(range);
                 self.process(node).buffers.hand(buffer, count, Owner::Frontend, Owner::Nobody);
             }
@@ -334,10 +346,13 @@ impl World {
         let volume_blocks = self.model.volumes[&volume].blocks;
         let stripe = self.random.below(volume_blocks.div_ceil(SEGMENT_BLOCKS));
         let start = stripe * SEGMENT_BLOCKS;
-        let end = (start + self.options.blocks_per_stripe.min(SEGMENT_BLOCKS)).min(volume_blocks);
+        let fills = self.faults.has(Fault::FullStore);
+        let blocks = if fills { SEGMENT_BLOCKS } else { self.options.blocks_per_stripe };
+        let end = (start + blocks.min(SEGMENT_BLOCKS)).min(volume_blocks);
         let first = start + self.random.below(end - start);
         let most = (end - first).min(u64::from(REQUEST_BLOCKS_MAX));
-        let longest = if self.random.chance(15) { most } else { most.min(6) };
+        let long = if fills { 60 } else { 15 };
+        let longest = if self.random.chance(long) { most } else { most.min(6) };
         let blocks = self.random.between(1, longest);
         let range = Range { volume, first: first * SECTORS, count: blocks * SECTORS };
         if whole_blocks || self.random.chance(50) {

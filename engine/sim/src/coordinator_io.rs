@@ -6,7 +6,7 @@
 use twinpoint_core::contract::{
     Command, CoordinatorAction, CoordinatorEvent, IoToken, Order, Reply, Ticket,
 };
-use twinpoint_core::units::{CpNumber, Instant, ShardId, ShardSet};
+use twinpoint_core::units::{CpNumber, ShardId, ShardSet};
 
 use crate::node::{Kind, Operation, Queue};
 use crate::shard_io::metadata_blocks;
@@ -16,7 +16,10 @@ use crate::world::{Event, NodeEvent, World};
 impl World {
     /// Feeds a coordinator an event and does all that it then wants.
     pub fn feed_coordinator(&mut self, node: usize, event: CoordinatorEvent) {
-        let now = Instant(self.now);
+        if !self.is_well(node) {
+            return;
+        }
+        let now = self.clock(node);
         let process = self.process(node);
         let open_is_empty = process.gate.is_open_empty();
         process.coordinator.handle(now, open_is_empty, event);
@@ -28,13 +31,15 @@ impl World {
         let life = self.nodes[node].life;
         while self.is_alive(node) && self.nodes[node].life == life {
             let Some(action) = self.process(node).coordinator.poll_action() else { break };
-            self.coordinator_action(node, action);
+            if self.action_happens(node) {
+                self.coordinator_action(node, action);
+            }
         }
         if !self.is_alive(node) || self.nodes[node].life != life {
             return;
         }
         let Some(wanted) = self.process(node).coordinator.poll_timeout() else { return };
-        let at = wanted.0.max(self.now + 1);
+        let at = wanted.0.saturating_sub(self.nodes[node].clock_ahead_ns).max(self.now + 1);
         let process = self.process(node);
         if process.tick_at.is_none_or(|known| known > at) {
             process.tick_at = Some(at);
@@ -66,6 +71,7 @@ impl World {
     }
 
     fn coordinator_action(&mut self, node: usize, action: CoordinatorAction) {
+        self.note(|| format!("node {node} does {action:?}"));
         let delay_ns = self.options.disk_delay_ns;
         match action {
             CoordinatorAction::CloseGate => self.close_gate(node),
@@ -123,6 +129,7 @@ impl World {
         let now = self.now;
         if let Order::Committed { committed, base } = order {
             self.images.check_claim(node, committed, base, self.nodes[node].keeps_base);
+            self.probe_power_cut(node, committed);
         }
         let process = self.process(node);
         if matches!(order, Order::Seal(_)) {
@@ -146,10 +153,14 @@ impl World {
             TicketUse::Client(client, operation) => {
                 self.command_answered(node, client, operation, reply)
             }
-            TicketUse::DialHello | TicketUse::PeerHello { .. } | TicketUse::Judge { .. } => {
-                self.handshake_reply(node, what, reply);
-            }
+            TicketUse::DialHello
+            | TicketUse::PeerHello { .. }
+            | TicketUse::Judge { .. }
+            | TicketUse::RefuserHello { .. }
+            | TicketUse::OwnView => self.handshake_reply(node, what, reply),
             TicketUse::Promote => self.promote_replied(node, reply),
+            TicketUse::DropBranch => self.branch_dropped(node, &reply),
+            TicketUse::StaleCheckpoint { knows } => self.stale_checkpoint(node, knows, &reply),
             TicketUse::Stop => match reply {
                 Reply::Stopped => self.process(node).is_stopped = true,
                 other => panic!("a stop was answered {other:?}"),

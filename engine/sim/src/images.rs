@@ -11,9 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use twinpoint_core::data_run::DataRun;
+use twinpoint_core::geometry::Geometry;
 use twinpoint_core::record::Record;
 use twinpoint_core::shard::ShardImage;
-use twinpoint_core::units::{CpNumber, DataBlock, LocalBlock, Root, ShardId, ShardSet, VolumeId};
+use twinpoint_core::units::{
+    CpNumber, DataBlock, DeviceBlock, LocalBlock, Root, ShardId, ShardSet, VolumeId,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -33,6 +36,10 @@ struct Side {
     writes: BTreeMap<u64, (ShardId, Written)>,
     /// Of what ended up to this place in the disk's order, all is durable.
     flushed: u64,
+    /// The newest CP that a durable record calls committed.
+    claimed: CpNumber,
+    /// The device lost writes: until the store is opened again nothing more counts as durable.
+    has_failed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +82,8 @@ struct Point {
 struct Part {
     root: Root,
     runs: Vec<DataRun>,
+    /// What the record calls committed.
+    committed: CpNumber,
     ended: Option<u64>,
 }
 
@@ -89,6 +98,8 @@ impl Images {
             durable: CpNumber(0),
             writes: BTreeMap::new(),
             flushed: 0,
+            claimed: CpNumber(0),
+            has_failed: false,
         };
         Images { sides: [side(), side()], common: CpNumber(0) }
     }
@@ -127,7 +138,8 @@ impl Images {
         let participants = record.participants;
         let point = side.points.entry(cp).or_insert(Point { participants, parts: BTreeMap::new() });
         assert_eq!(point.participants, participants, "who takes part in CP {cp} of node {node}");
-        let part = Part { root: record.root_after, runs: record.runs.clone(), ended: None };
+        let (root, committed) = (record.root_after, record.committed);
+        let part = Part { root, runs: record.runs.clone(), committed, ended: None };
         let fresh = point.parts.insert(shard, part).is_none();
         assert!(fresh, "node {node} records CP {cp} of shard {shard} twice");
         side.writes.insert(operation, (shard, Written::Record(cp)));
@@ -154,11 +166,56 @@ impl Images {
     /// A flush ended: all up to `mark` in the disk's order is durable.
     pub fn flushed(&mut self, node: usize, mark: u64) {
         let side = &mut self.sides[node];
+        if side.has_failed {
+            return;
+        }
         side.flushed = side.flushed.max(mark);
         while side.is_durable(side.durable.next()) {
             side.durable = side.durable.next();
         }
+        let newest = side.points.get(&side.durable);
+        let claims = newest.into_iter().flat_map(|point| point.parts.values());
+        side.claimed = claims.map(|part| part.committed).fold(side.claimed, CpNumber::max);
         self.find_common();
+    }
+
+    /// A failed flush lost writes: what the device holds is unknown until the store is opened again.
+    pub fn device_failed(&mut self, node: usize) {
+        self.sides[node].has_failed = true;
+    }
+
+    /// Data blocks of maps that a durable record of this side calls committed: recovery reads none of them.
+    pub fn claimed_blocks(&self, node: usize, geometry: &Geometry) -> Vec<DeviceBlock> {
+        let side = &self.sides[node];
+        let mut blocks = Vec::new();
+        for (shard, region) in (0..).map(ShardId).zip(&side.shards) {
+            for place in region.map.values() {
+                let newest = region.uses[place.0 as usize].last();
+                if newest.is_some_and(|used| used.mapped <= side.claimed) {
+                    blocks.push(geometry.data_block(shard, *place));
+                }
+            }
+        }
+        blocks
+    }
+
+    /// The newest CP that a durable record of this side calls committed.
+    pub fn claimed(&self, node: usize) -> CpNumber {
+        self.sides[node].claimed
+    }
+
+    /// Data blocks that no image of any CP that this side may go back to uses.
+    pub fn unused_blocks(&self, node: usize, geometry: &Geometry) -> Vec<DeviceBlock> {
+        let mut blocks = Vec::new();
+        for (shard, region) in (0..).map(ShardId).zip(&self.sides[node].shards) {
+            for (index, uses) in region.uses.iter().enumerate() {
+                let place = DataBlock(u32::try_from(index).expect("a block's number"));
+                if uses.iter().all(|used| used.freed.is_some_and(|freed| freed <= self.common)) {
+                    blocks.push(geometry.data_block(shard, place));
+                }
+            }
+        }
+        blocks
     }
 
     /// What a shard received and did not record is forgotten.
@@ -172,6 +229,9 @@ impl Images {
         side.writes.clear();
         side.points.split_off(&last.next());
         side.durable = last;
+        // Of what is above the base, the records that said so may have been cut off.
+        side.claimed = side.claimed.min(last).min(base);
+        side.has_failed = false;
         assert!(side.points.keys().all(|cp| *cp <= last), "later CPs were cut off");
         self.common = self.common.min(last);
         for (region, image) in side.shards.iter_mut().zip(found) {

@@ -3,6 +3,8 @@
 //! Invariants: the image that a primary starts from becomes what the model expects; once a store is promoted no client
 //! speaks with the old primary any more.
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use twinpoint_core::contract::{Command, Refusal, Reply};
@@ -11,11 +13,12 @@ use twinpoint_core::message::Role;
 use twinpoint_core::recovery::{Recovered, RecoveryError, recover};
 use twinpoint_core::request::volume_block;
 use twinpoint_core::shard::{Shard, ShardImage};
-use twinpoint_core::units::{CpNumber, Instant};
+use twinpoint_core::units::CpNumber;
 
 use crate::buffers::Buffers;
 use crate::content::checksum;
 use crate::disk::{Disk, DiskSource};
+use crate::faults::Fault;
 use crate::model::Image;
 use crate::node::{Gate, Process};
 use crate::wire::TicketUse;
@@ -27,6 +30,10 @@ impl World {
         if self.is_alive(node) {
             return;
         }
+        if self.start_unreadable(node, ceiling) {
+            return;
+        }
+        self.damage_copies(node, ceiling);
         let mut recovered = match recover(&mut DiskSource(&self.nodes[node].disk), ceiling) {
             Ok(recovered) => recovered,
             Err(RecoveryError::BeforeCheckpoint(cp) | RecoveryError::BeforeBase(cp, _))
@@ -46,7 +53,7 @@ impl World {
         if !recovered.repairs.is_empty()
             && !self.is_calm
             && self.options.power_cuts
-            && self.random.chance(20)
+            && self.occasion(Fault::CrashInRepair, 60)
         {
             recovered = self.crash_while_repairing(node, &recovered);
         }
@@ -59,7 +66,7 @@ impl World {
         if recovered.coordinator.superblock.deposed_by.is_some() {
             self.nodes[node].role = Role::Secondary;
         }
-        let role = self.nodes[node].role;
+        let role = self.role_at_start(node, &recovered);
         self.note(|| {
             let image = &recovered.coordinator;
             format!(
@@ -73,9 +80,68 @@ impl World {
         self.look_at_superblock(node);
         self.check_roots(&recovered.shards);
         self.check_started(node, &recovered);
+        self.probe_damage(node, &recovered);
         self.nodes[node].life += 1;
-        self.nodes[node].process = Some(self.new_process(node, recovered));
+        self.nodes[node].process = Some(self.new_process(node, role, recovered));
         self.drain_coordinator(node);
+    }
+
+    /// What the operator starts a node as: an old primary that does not know of its deposition may be started as one.
+    fn role_at_start(&mut self, node: usize, recovered: &Recovered) -> Role {
+        let returns = std::mem::take(&mut self.nodes[node].returns_as_primary);
+        let superblock = &recovered.coordinator.superblock;
+        let may_lead = superblock.deposed_by.is_none() && !superblock.secondary;
+        if !returns || !may_lead || self.is_calm || self.nodes[node].role == Role::Primary {
+            return self.nodes[node].role;
+        }
+        self.soon(5_000_000, Event::StaleWork(node));
+        Role::Primary
+    }
+
+    /// A deposed primary that has not heard of it makes a CP of its own.
+    pub fn stale_work(&mut self, node: usize) {
+        // Two primaries of one and the same term can be told apart by their roots only: no history says who is right.
+        let is_stale = self.newest_term.0 > 1
+            && self.is_alive(node)
+            && self.nodes[node].role == Role::Secondary
+            && self.is_primary(node)
+            && self.process(node).serves
+            && self.process(node).gate.open.is_some();
+        if is_stale {
+            let now = self.clock(node);
+            let knows = self.process(node).coordinator.status(now).peer == "deposed";
+            self.ask(node, TicketUse::StaleCheckpoint { knows }, Command::Checkpoint(None));
+        }
+    }
+
+    /// A CP of a deposed primary is never said to be on both sides, nor made by one that knows.
+    pub fn stale_checkpoint(&mut self, node: usize, knows: bool, reply: &Reply) {
+        let Reply::Checkpoint(cp, _) = reply else { return };
+        self.counts.stale_points += 1;
+        assert!(!knows, "node {node} made CP {cp} though it knows that it is deposed");
+        let last = self.newest_term.1;
+        assert!(
+            self.nodes[node].role == Role::Primary || *cp <= last || !self.promises_remote(node),
+            "deposed node {node} says that CP {cp}, after {last}, is on both sides"
+        );
+    }
+
+    /// The operator's dropping of a branch was answered.
+    pub fn branch_dropped(&mut self, node: usize, reply: &Reply) {
+        match reply {
+            Reply::BranchDropped(_) => self.counts.branches += 1,
+            Reply::Refused(refusal @ Refusal::BranchHasNoBase { .. }) => {
+                self.pair_broke(node, refusal);
+            }
+            Reply::Refused(
+                Refusal::NoSuchBranch
+                | Refusal::NotSecondary
+                | Refusal::SessionEnding
+                | Refusal::StoreFailed
+                | Refusal::Stopping,
+            ) => {}
+            other => panic!("the dropping of a branch was answered {other:?}"),
+        }
     }
 
     /// A process dies, or the host's power fails.
@@ -88,6 +154,8 @@ impl World {
         self.counts.crashes += 1;
         self.nodes[node].process = None;
         self.nodes[node].life += 1;
+        self.nodes[node].is_paused = false;
+        self.nodes[node].held.clear();
         if power_cut {
             self.nodes[node].disk.power_cut(&mut self.random);
         } else {
@@ -97,7 +165,8 @@ impl World {
             // What was only in the secondary's memory is gone.
             self.model.flushed_remote = 0;
         }
-        self.drop_side(node);
+        let is_told = !power_cut || !self.occasion(Fault::HalfOpen, 50);
+        self.drop_side(node, is_told);
         self.drop_operations(node);
     }
 
@@ -122,7 +191,10 @@ impl World {
     pub fn promote_replied(&mut self, node: usize, reply: Reply) {
         self.process(node).is_promoting = false;
         let last = match reply {
-            Reply::Promoted(_, last) => last,
+            Reply::Promoted(term, last) => {
+                self.newest_term = (term.0, last);
+                last
+            }
             Reply::Refused(
                 Refusal::PrimaryConnected
                 | Refusal::SessionEnding
@@ -135,6 +207,9 @@ impl World {
         if self.is_alive(1 - node) && self.random.chance(50) {
             // The old primary lives on; its clients have left, and it has yet to hear that it is deposed.
             self.drop_operations(1 - node);
+            if self.faults.has(Fault::StalePrimary) {
+                self.soon(1_000_000, Event::StaleWork(1 - node));
+            }
         } else {
             self.kill(1 - node, true);
         }
@@ -149,7 +224,9 @@ impl World {
         self.model.check(&image, &recovered.coordinator.catalog, promised);
         self.model.adopt(&image, &recovered.coordinator.catalog, false);
         self.model.flushed = self.model.flushed_remote;
-        self.disown(1 - node, last);
+        // CPs of the promoted node may themselves be others than those of the same numbers on the old primary.
+        let common = self.nodes[node].disowned_after.take().map_or(last, |known| known.min(last));
+        self.disown(1 - node, common);
         self.nodes[1 - node].is_outdated = true;
     }
 
@@ -157,6 +234,16 @@ impl World {
     fn disown(&mut self, node: usize, last: CpNumber) {
         let disowned = &mut self.nodes[node].disowned_after;
         *disowned = Some(disowned.map_or(last, |known| known.min(last)));
+    }
+
+    /// Both sides are primaries of one term: the operator looks, and starts the one that should not be as a secondary.
+    pub fn both_lead(&mut self) {
+        for node in 0..2 {
+            let should_follow = self.nodes[node].role == Role::Secondary && self.is_alive(node);
+            if should_follow && self.is_primary(node) && !self.process(node).is_promoting {
+                self.deposed(node);
+            }
+        }
     }
 
     /// A primary learns that it is none any more: the operator starts it again as a secondary.
@@ -179,7 +266,7 @@ impl World {
 
     /// Whether a flush answered now by a node is also kept by the other one.
     pub fn promises_remote(&mut self, node: usize) -> bool {
-        let now = Instant(self.now);
+        let now = self.clock(node);
         let is_alone = self.process(node).coordinator.status(now).alone_since.is_some();
         self.options.paired
             && !is_alone
@@ -200,11 +287,16 @@ impl World {
             .disowned_after
             .is_none_or(|last| recovered.coordinator.committed <= last)
         {
-            let keeps =
-                self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
-            let promised = if keeps { self.model.flushed_remote } else { 0 };
+            let promised = self.promised_by_secondary();
             self.model.check(&image, catalog, promised);
         }
+    }
+
+    /// Up to when a flush was sent that a secondary's store must hold.
+    fn promised_by_secondary(&self) -> u64 {
+        let keeps =
+            self.options.coordinator.replication == Replication::Sync && !self.is_pair_broken;
+        if keeps { self.model.flushed_remote } else { 0 }
     }
 
     fn check_roots(&mut self, shards: &[ShardImage]) {
@@ -235,7 +327,8 @@ impl World {
         })
     }
 
-    fn new_process(&mut self, node: usize, recovered: Recovered) -> Process {
+    fn new_process(&mut self, node: usize, role: Role, recovered: Recovered) -> Process {
+        let now = self.clock(node);
         let options = &self.options;
         let image = &recovered.coordinator;
         let (term, committed, base) = (image.superblock.term, image.committed, image.base);
@@ -246,12 +339,11 @@ impl World {
             .collect();
         let lent = options.lent_blocks as usize * usize::from(options.geometry.shards);
         let catalog = image.catalog.clone();
-        let role = self.nodes[node].role;
         let mut settings = options.coordinator.clone();
         settings.paired = options.paired;
         Process {
             shards,
-            coordinator: Coordinator::new(recovered.coordinator, role, settings, Instant(self.now)),
+            coordinator: Coordinator::new(recovered.coordinator, role, settings, now),
             buffers: Buffers::new(options.frontend_buffers, options.reserve_buffers, lent),
             gate: Gate::default(),
             catalog,
@@ -261,6 +353,12 @@ impl World {
             is_promoting: false,
             is_failing: false,
             has_failed: false,
+            reads_fail: 0,
+            has_read_failure: false,
+            sticks: false,
+            is_stuck: false,
+            actions_left: None,
+            dies_by_power: false,
             operations: BTreeMap::new(),
             posts: BTreeSet::new(),
             arrivals: BTreeMap::new(),
@@ -277,7 +375,7 @@ pub(crate) fn image_of(disk: &Disk, shards: &[ShardImage]) -> Image {
             let segment = shard.map.segment(key.volume, key.segment).expect("it was listed");
             for (local, slot) in segment.iter() {
                 let place = shard.geometry.data_block(shard.id, slot.block);
-                let bytes = disk.block(place.0);
+                let bytes = disk.sound_block(place.0);
                 let block = volume_block(key.volume, shard.id, local, shard.geometry.shards);
                 assert!(
                     checksum(&bytes[..]) == slot.checksum,

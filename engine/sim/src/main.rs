@@ -1,63 +1,224 @@
-//! `twinpoint-sim`: plays seeds and stops at the first history that breaks a rule.
+//! `twinpoint-sim`: plays histories of a pair of stores, and shows those that break a rule.
 
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
-use clap::Parser;
-use twinpoint_sim::{Counts, run};
+use clap::{ArgGroup, Parser};
+use twinpoint_sim::report::{
+    failure_text, marks_text, outcome_json, played_text, progress_line, tally_json, tally_text,
+};
+use twinpoint_sim::{
+    Campaign, Changes, Failure, Plan, Played, Seeds, Window, parse_duration, play,
+    play_and_explain, retell, shrink,
+};
+
+/// Between two lines of progress that go to a file.
+const PROGRESS_LINES_EVERY: Duration = Duration::from_secs(10);
+/// A rule was broken.
+const EXIT_BROKEN: u8 = 1;
+/// There was nothing to shrink.
+const EXIT_NOTHING_TO_SHRINK: u8 = 3;
+/// A coverage mark was not reached.
+const EXIT_MARKS: u8 = 4;
 
 /// Plays histories of a pair of stores in virtual time and checks the rules of commit.
+///
+/// A seed decides everything: sizes, modes, clients, faults. The same seed on the same build plays the same history and
+/// prints the same trace hash.
+///
+/// After the load all faults stop. Within 20 s of virtual time every command must be answered and the pair be in step
+/// again, and then clients' next commands too; a node then stops within the same time. The one terminal refusal: a
+/// primary that carried on alone ran out of space and gave its base up, so that its peer has to be copied anew.
 #[derive(Parser)]
+#[command(version, group(ArgGroup::new("which").args(["seed", "seeds", "minutes"])), after_help = "\
+Exit codes: 0 no rule was broken; 1 a rule was broken; 2 the command line is wrong; 3 --shrink was given a seed that \
+breaks no rule; 4 with --marks, one was never reached.")]
 struct Arguments {
     /// Play this seed only.
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long)]
     seed: Option<u64>,
-    /// Play so many seeds.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
-    /// The first of them.
-    #[arg(long, default_value_t = 1)]
+    /// Play so many seeds [default: 100].
+    #[arg(long, value_name = "N")]
+    seeds: Option<u64>,
+    /// Play seeds for so many minutes of real time.
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// The first of the seeds.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
     first: u64,
-    /// Show so many events before a broken rule.
-    #[arg(long, default_value_t = 50)]
-    events: usize,
+    /// How many histories to play at the same time [default: one for each core].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     /// Go on after a broken rule.
     #[arg(long)]
     keep_going: bool,
+    /// Show so many lines of the story before a broken rule.
+    #[arg(long, value_name = "LINES", default_value_t = 50)]
+    events: usize,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Print how often each coverage mark was reached.
+    #[arg(long)]
+    marks: bool,
+    /// Tell the seed's whole story, event by event.
+    #[arg(long, requires = "seed", conflicts_with_all = ["json", "shrink"])]
+    replay: bool,
+    /// Make a failing seed's history smaller, as long as the same rule breaks.
+    #[arg(long, requires = "seed", conflicts_with = "json")]
+    shrink: bool,
+    /// Tell from this virtual time on, such as 1.5s or 20ms.
+    #[arg(long, value_name = "TIME", requires = "replay", value_parser = parse_duration)]
+    from: Option<Duration>,
+    /// Tell until this virtual time.
+    #[arg(long, value_name = "TIME", requires = "replay", value_parser = parse_duration)]
+    to: Option<Duration>,
+    /// Tell only of this node, and of what is between the nodes.
+    #[arg(long, value_name = "N", requires = "replay")]
+    node: Option<usize>,
+    /// Tell only of this shard, and of what belongs to none.
+    #[arg(long, value_name = "N", requires = "replay")]
+    shard: Option<u16>,
+    #[command(flatten)]
+    changes: Changes,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    std::panic::set_hook(Box::new(|info| {
-        if let Some(place) = info.location() {
-            eprintln!("broken at {place}");
+    let code = match arguments.seed {
+        Some(seed) => {
+            let plan = Plan { seed, changes: arguments.changes.clone(), checker: None };
+            if arguments.shrink {
+                shrink_one(&arguments, &plan)
+            } else {
+                play_one(&arguments, &plan)
+            }
         }
-    }));
-    let seeds = match arguments.seed {
-        Some(seed) => seed..=seed,
-        None => arguments.first..=arguments.first + arguments.seeds.saturating_sub(1),
+        None => play_many(&arguments),
     };
-    let mut failed = 0;
-    let mut all = Counts::default();
-    for seed in seeds {
-        match run(seed, arguments.events) {
-            Ok(counts) => {
-                println!("seed {seed}: {counts:?}");
-                all += counts;
+    ExitCode::from(code)
+}
+
+/// Prints; a reader that has seen enough ends the program.
+fn say(text: &str) {
+    if writeln!(std::io::stdout(), "{}", text.trim_end()).is_err() {
+        std::process::exit(i32::from(EXIT_BROKEN));
+    }
+}
+
+fn play_one(arguments: &Arguments, plan: &Plan) -> u8 {
+    let begun = Instant::now();
+    let outcome: Result<Played, Box<Failure>> = if arguments.replay {
+        let Arguments { from, to, node, shard, .. } = *arguments;
+        retell(plan, &Window { from, to, node, shard }, &mut say)
+    } else {
+        play(plan)
+    };
+    let real = begun.elapsed();
+    let outcome = match outcome {
+        Err(_) if !arguments.replay => play_and_explain(plan, arguments.events),
+        outcome => outcome,
+    };
+    if arguments.json {
+        say(&outcome_json(plan.seed, &outcome, real.as_nanos()));
+        return if outcome.is_err() { EXIT_BROKEN } else { 0 };
+    }
+    match outcome {
+        Ok(played) => {
+            say(&played_text(plan.seed, &played));
+            let speed = played.virtual_ns as f64 / 1e9 / real.as_secs_f64().max(1e-9);
+            say(&format!("  {speed:.1} virtual seconds a second"));
+            if arguments.marks {
+                say(&marks_text(&played.marks));
             }
-            Err(failure) => {
-                println!("seed {seed}: BROKEN: {}", failure.rule);
-                failed += 1;
-                if !arguments.keep_going {
-                    failure.events.iter().for_each(|event| println!("{event}"));
-                    return ExitCode::FAILURE;
-                }
-            }
+            0
+        }
+        Err(failure) => {
+            say(&failure_text(&failure));
+            EXIT_BROKEN
         }
     }
-    println!("all: {all:?}");
-    if failed > 0 {
-        println!("{failed} seeds failed");
-        return ExitCode::FAILURE;
+}
+
+fn shrink_one(arguments: &Arguments, plan: &Plan) -> u8 {
+    let told = |failure: &Failure| {
+        eprintln!("still broken after {} events: {}", failure.counts.events, failure.changes);
+    };
+    match shrink(plan, told) {
+        Ok(shrunk) => {
+            let plan = Plan { changes: shrunk.failure.changes.clone(), ..plan.clone() };
+            let failure = match play_and_explain(&plan, arguments.events) {
+                Err(failure) => *failure,
+                Ok(_) => shrunk.failure,
+            };
+            say(&failure_text(&failure));
+            say(&format!("shrunk in {} histories", shrunk.tries));
+            EXIT_BROKEN
+        }
+        Err(nothing) => {
+            say(&nothing.to_string());
+            EXIT_NOTHING_TO_SHRINK
+        }
     }
-    ExitCode::SUCCESS
+}
+
+fn play_many(arguments: &Arguments) -> u8 {
+    let first = arguments.first;
+    let campaign = Campaign {
+        seeds: match arguments.minutes {
+            Some(minutes) => {
+                let time = Duration::try_from_secs_f64(minutes * 60.0).unwrap_or_default();
+                Seeds::During { first, time }
+            }
+            None => Seeds::Range { first, count: arguments.seeds.unwrap_or(100) },
+        },
+        changes: arguments.changes.clone(),
+        threads: arguments
+            .threads
+            .unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get)),
+        keeps_going: arguments.keep_going,
+    };
+    let is_terminal = std::io::stderr().is_terminal();
+    let every = if is_terminal { Duration::from_millis(200) } else { PROGRESS_LINES_EVERY };
+    let (mut told, mut broken) = (Instant::now(), 0);
+    let mut tally = campaign.play(|tally| {
+        if tally.broken > broken {
+            broken = tally.broken;
+            let seeds: Vec<String> = tally.failures.iter().map(|f| f.seed.to_string()).collect();
+            eprintln!("{}broken: {}", if is_terminal { "\r\x1b[K" } else { "" }, seeds.join(" "));
+        }
+        if told.elapsed() >= every {
+            told = Instant::now();
+            let (begin, end) = if is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
+            eprint!("{begin}{}{end}", progress_line(tally, campaign.count()));
+        }
+    });
+    if is_terminal {
+        eprint!("\r\x1b[K");
+    }
+    if let Some(failure) = tally.failures.first_mut() {
+        let plan = Plan { seed: failure.seed, changes: failure.changes.clone(), checker: None };
+        if let Err(explained) = play_and_explain(&plan, arguments.events) {
+            *failure = *explained;
+        }
+    }
+    if arguments.json {
+        say(&tally_json(&tally));
+    } else {
+        for (index, failure) in tally.failures.iter().enumerate() {
+            let short = format!("seed {}: BROKEN: {}", failure.seed, failure.text);
+            say(&if index == 0 { failure_text(failure) } else { short });
+        }
+        if arguments.marks {
+            say(&marks_text(&tally.marks));
+        }
+        say(&tally_text(&tally));
+    }
+    match (tally.broken, arguments.marks && !tally.marks.missing().is_empty()) {
+        (0, false) => 0,
+        (0, true) => EXIT_MARKS,
+        _ => EXIT_BROKEN,
+    }
 }

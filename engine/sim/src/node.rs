@@ -2,7 +2,7 @@
 //!
 //! Invariants: a new life shares nothing with the last one but the disk; a gate's stamps come from one counter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use twinpoint_core::catalog::Catalog;
 use twinpoint_core::contract::IoToken;
@@ -13,6 +13,7 @@ use twinpoint_core::units::{BufferId, Checksum, CpNumber, ShardId, ShardSet};
 
 use crate::buffers::Buffers;
 use crate::disk::Disk;
+use crate::world::Event;
 
 /// A host with its store.
 #[derive(Debug)]
@@ -29,6 +30,15 @@ pub(crate) struct Node {
     pub is_outdated: bool,
     /// Its durable superblock says that the base is kept for a peer.
     pub keeps_base: bool,
+    /// Its device takes long.
+    pub is_slow: bool,
+    /// It handles no event; those that come are held.
+    pub is_paused: bool,
+    pub held: VecDeque<Event>,
+    /// How far its clock is ahead of virtual time.
+    pub clock_ahead_ns: u64,
+    /// Whoever starts it next does not know that it was deposed.
+    pub returns_as_primary: bool,
 }
 
 /// A running process.
@@ -48,6 +58,17 @@ pub(crate) struct Process {
     pub is_failing: bool,
     /// One did.
     pub has_failed: bool,
+    /// So many reads to come fail.
+    pub reads_fail: u64,
+    /// One did, or found a block that does not match its checksum.
+    pub has_read_failure: bool,
+    /// The next device operation never ends.
+    pub sticks: bool,
+    /// One does not.
+    pub is_stuck: bool,
+    /// It dies at the last of so many more actions; from then on none happens.
+    pub actions_left: Option<u64>,
+    pub dies_by_power: bool,
     /// Device work under way.
     pub operations: BTreeMap<u64, Operation>,
     /// Posts not answered, by shard.

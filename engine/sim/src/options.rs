@@ -8,6 +8,9 @@ use twinpoint_core::limits::JOURNAL_BLOCKS_MIN;
 
 use crate::random::Random;
 
+/// Longest virtual time of the load, in nanoseconds.
+const LOAD_NS: u64 = 20_000_000_000;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -37,11 +40,20 @@ pub(crate) struct Options {
     pub promotions: bool,
     pub wire_delay_ns: u64,
     pub disk_delay_ns: u64,
+    /// Virtual time after which the load ends whatever is left of it, in nanoseconds.
+    pub load_ns: u64,
 }
 
 impl Options {
+    /// What a seed draws.
     pub fn from_seed(random: &mut Random) -> Options {
-        let shards = random.between(1, 4) as u16;
+        Options::with_shards(random, None)
+    }
+
+    /// The same with at most so many shards.
+    pub fn with_shards(random: &mut Random, shards_max: Option<u16>) -> Options {
+        let drawn = random.between(1, 4) as u16;
+        let shards = shards_max.map_or(drawn, |shards| drawn.min(shards.max(1)));
         let tight = random.chance(40);
         let data_blocks = if tight { 1024 + random.below(200) } else { 1024 + random.below(8000) };
         let paired = random.chance(75);
@@ -87,6 +99,7 @@ impl Options {
             promotions: random.chance(60),
             wire_delay_ns: random.pick(&[5_000, 50_000, 1_000_000]),
             disk_delay_ns: random.pick(&[10_000, 80_000, 500_000]),
+            load_ns: LOAD_NS,
         }
     }
 }

@@ -3,21 +3,21 @@
 //! Invariants: actions are carried out in order; copies, zeroings, checks of buffers and fills from memory are done at
 //! once, and what answers them is the shard's next event; buffers named by work under way do not change.
 
+mod checks;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use twinpoint_core::contract::{
-    CoordinatorEvent, FillSource, IoFailure, IoToken, LaneFault, Report, ShardAction, ShardEvent,
+    CoordinatorEvent, FillSource, IoFailure, IoToken, ShardAction, ShardEvent,
 };
 use twinpoint_core::data_run::DataRun;
-use twinpoint_core::geometry::Geometry;
 use twinpoint_core::message::Role;
-use twinpoint_core::record::Record;
 use twinpoint_core::request::{Operation as RequestOperation, Request};
-use twinpoint_core::superblock::Superblock;
-use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, DataBlock, DeviceBlock, ShardId};
+use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, DataBlock, ShardId};
 
 use crate::content::{Block, checksum, zero_block};
+use crate::faults::Fault;
 use crate::node::{Kind, Operation, Process, Queue};
 use crate::wire::WireEvent;
 use crate::world::{Event, NodeEvent, World};
@@ -31,6 +31,9 @@ enum Immediate {
 impl World {
     /// Feeds a shard an event and does all that it then wants.
     pub fn feed_shard(&mut self, node: usize, shard: ShardId, event: ShardEvent<'_>) {
+        if !self.is_well(node) {
+            return;
+        }
         self.process(node).shards[usize::from(shard.0)].handle(event);
         let mut immediates = VecDeque::new();
         loop {
@@ -39,9 +42,13 @@ impl World {
                 else {
                     break;
                 };
-                self.shard_action(node, shard, action, &mut immediates);
+                if self.action_happens(node) {
+                    self.shard_action(node, shard, action, &mut immediates);
+                }
             }
-            let Some(immediate) = immediates.pop_front() else { return };
+            let Some(immediate) = immediates.pop_front().filter(|_| self.is_well(node)) else {
+                return;
+            };
             let event = match immediate {
                 Immediate::Verified(io, result) => ShardEvent::Done { io, result },
                 Immediate::Filled(io, checksum) => ShardEvent::Filled { io, result: Ok(checksum) },
@@ -71,13 +78,16 @@ impl World {
         let writes =
             !matches!(kind, Kind::ReadData { .. } | Kind::ReadMetadata | Kind::Fill { .. });
         if writes && std::mem::take(&mut self.process(node).is_failing) {
-            self.fail_operation(node, id, shard, io);
+            self.fail_operation(node, id, shard, io, &kind);
             return;
         }
         let Some(shard) = shard else {
             self.coordinator_disk_done(node, id, io, &kind);
             return;
         };
+        if !writes && self.read_fails(node, id, shard, io, &kind) {
+            return;
+        }
         let (disk, process) = self.disk_and_process(node);
         match kind {
             Kind::WriteData { buffers } => {
@@ -106,36 +116,85 @@ impl World {
                 self.feed_shard(node, shard, ShardEvent::MetadataRead { io, result: Ok(bytes) });
             }
             Kind::ReadData { buffer, checksums } => {
-                for (index, (block, sum)) in
-                    disk.end_read(id).into_iter().zip(&checksums).enumerate()
-                {
-                    assert_eq!(
-                        checksum(&block[..]),
-                        *sum,
-                        "a block read from the store does not match"
-                    );
+                assert_eq!(
+                    checksums.len() as u64,
+                    disk.under_read(id).end - disk.under_read(id).start,
+                    "a checksum for each block"
+                );
+                for (index, block) in disk.end_read(id).into_iter().enumerate() {
                     process.buffers.set(BufferId(buffer.0 + index as u32), block);
                 }
                 self.feed_shard(node, shard, ShardEvent::Read { io, result: Ok(()) });
             }
-            Kind::Fill { buffer, keep, checksum: expected } => {
+            Kind::Fill { buffer, keep, .. } => {
                 let source = disk.end_read(id).pop().expect("one block was read");
-                assert_eq!(
-                    checksum(&source[..]),
-                    expected,
-                    "a block read from the store does not match"
-                );
                 let sum = fill(process, buffer, &keep, &source);
                 self.feed_shard(node, shard, ShardEvent::Filled { io, result: Ok(sum) });
             }
         }
     }
 
+    /// A read ends badly if the device fails it, or if what it finds does not match; then something must have rotted,
+    /// or been lost by a failed flush. Tells whether it did.
+    fn read_fails(
+        &mut self,
+        node: usize,
+        id: u64,
+        shard: ShardId,
+        io: IoToken,
+        kind: &Kind,
+    ) -> bool {
+        let (disk, process) = self.disk_and_process(node);
+        let sums: &[Checksum] = match kind {
+            Kind::ReadData { checksums, .. } => checksums,
+            Kind::Fill { checksum, .. } => std::slice::from_ref(checksum),
+            _ => &[],
+        };
+        let mut failure = None;
+        for (block, expected) in disk.under_read(id).zip(sums) {
+            if checksum(&disk.block(block)[..]) != *expected {
+                assert!(
+                    disk.is_rotten(block) || process.has_failed,
+                    "block {block} read from the store of node {node} does not match"
+                );
+                failure = Some(IoFailure::Checksum);
+            }
+        }
+        if process.reads_fail > 0 {
+            process.reads_fail -= 1;
+            failure = Some(IoFailure::Device);
+        }
+        let Some(failure) = failure else { return false };
+        process.has_read_failure = true;
+        assert!(disk.abandon_read(id), "it was a read");
+        let event = match kind {
+            Kind::ReadMetadata => ShardEvent::MetadataRead { io, result: Err(failure) },
+            Kind::Fill { .. } => ShardEvent::Filled { io, result: Err(failure) },
+            _ => ShardEvent::Read { io, result: Err(failure) },
+        };
+        self.feed_shard(node, shard, event);
+        true
+    }
+
     /// A write or a flush ends badly; of a write nothing is known.
-    fn fail_operation(&mut self, node: usize, id: u64, shard: Option<ShardId>, io: IoToken) {
+    fn fail_operation(
+        &mut self,
+        node: usize,
+        id: u64,
+        shard: Option<ShardId>,
+        io: IoToken,
+        kind: &Kind,
+    ) {
         self.counts.device_failures += 1;
         self.process(node).has_failed = true;
         self.nodes[node].disk.abandon_write(id, &mut self.random);
+        let is_flush = |kind: &Kind| matches!(kind, Kind::Flush { .. });
+        // Of two flushes at a time one could succeed and mean nothing: no store can know.
+        let is_only = !self.process(node).operations.values().any(|other| is_flush(&other.kind));
+        if is_flush(kind) && is_only && self.occasion(Fault::FlushLoses, 70) {
+            self.nodes[node].disk.lose_unflushed(&mut self.random);
+            self.images.device_failed(node);
+        }
         let result = Err(IoFailure::Device);
         match shard {
             Some(shard) => self.feed_shard(node, shard, ShardEvent::Done { io, result }),
@@ -170,8 +229,15 @@ impl World {
         let id = self.operation_next;
         self.operation_next += 1;
         let life = self.nodes[node].life;
-        self.process(node).operations.insert(id, operation);
-        self.soon(delay_ns, Event::Node(node, life, NodeEvent::Disk(id)));
+        let process = self.process(node);
+        process.operations.insert(id, operation);
+        if std::mem::take(&mut process.sticks) {
+            process.is_stuck = true;
+            self.soon(200_000_000, Event::Kill(node, false));
+            return id;
+        }
+        let slowness = if self.nodes[node].is_slow { 40 } else { 1 };
+        self.soon(delay_ns * slowness, Event::Node(node, life, NodeEvent::Disk(id)));
         id
     }
 
@@ -187,6 +253,7 @@ impl World {
         action: ShardAction,
         now: &mut VecDeque<Immediate>,
     ) {
+        self.note(|| format!("node {node} shard {shard} does {action:?}"));
         match action {
             ShardAction::Answer(answer) => self.answered(node, answer),
             ShardAction::Readmit(request) => {
@@ -200,13 +267,7 @@ impl World {
             ShardAction::Post { io, message, placement } => {
                 self.post(node, shard, io, message, placement);
             }
-            ShardAction::CloseLane(fault) => {
-                let reason = match fault {
-                    LaneFault::Protocol(reason) => reason,
-                    LaneFault::Checksum => "a placed block does not match",
-                };
-                panic!("shard {shard} of node {node} closes its lane: {reason}");
-            }
+            ShardAction::CloseLane(fault) => self.lane_closed(node, shard, fault),
             ShardAction::Tell(report) => {
                 self.watch_report(node, shard, &report);
                 self.enqueue(node, Queue::Reports(shard), 2_000, NodeEvent::Report(shard, report));
@@ -308,41 +369,6 @@ impl World {
         }
     }
 
-    /// A structure written to the journal is a record.
-    fn watch_record(
-        &mut self,
-        node: usize,
-        shard: ShardId,
-        id: u64,
-        block: DeviceBlock,
-        bytes: &[u8],
-    ) {
-        let geometry = &self.options.geometry;
-        let journal_start = geometry.journal_block(shard, 0).0;
-        let journal = journal_start..journal_start + u64::from(geometry.journal_blocks);
-        if journal.contains(&block.0) {
-            let record = Record::decode(bytes).expect("a record comes back");
-            self.images.record_begins(node, shard, id, &record);
-        }
-    }
-
-    /// A flush that was asked for at `mark` ended.
-    pub fn flushed(&mut self, node: usize, mark: u64) {
-        self.nodes[node].disk.flush(mark);
-        self.images.flushed(node, mark);
-        self.look_at_superblock(node);
-    }
-
-    /// What a store would say of its base after a power cut.
-    pub fn look_at_superblock(&mut self, node: usize) {
-        let disk = &self.nodes[node].disk;
-        let [first, second] =
-            Geometry::superblock_copies().map(|block| disk.durable_block(block.0));
-        let (superblock, _) =
-            Superblock::choose([&first[..], &second[..]]).expect("one copy is good");
-        self.nodes[node].keeps_base = superblock.paired && !superblock.base_given_up;
-    }
-
     fn begin_shard_operation(
         &mut self,
         node: usize,
@@ -352,32 +378,6 @@ impl World {
     ) -> u64 {
         let delay_ns = self.options.disk_delay_ns;
         self.begin_operation(node, delay_ns, Operation { shard: Some(shard), io, kind })
-    }
-
-    /// What a shard says is compared with what the other side said.
-    fn watch_report(&mut self, node: usize, shard: ShardId, report: &Report) {
-        match report {
-            Report::Sealed { cp, root, .. } => {
-                let roots = self.sealed_roots.entry((shard, *cp)).or_default();
-                if !roots.contains(root) {
-                    roots.push(*root);
-                }
-            }
-            Report::Applied { cp, root } => {
-                let roots = self.sealed_roots.get(&(shard, *cp));
-                assert!(
-                    roots.is_some_and(|roots| roots.contains(root)),
-                    "shard {shard} applied CP {cp}: unknown root"
-                );
-            }
-            Report::Diverged { cp, .. } => {
-                panic!("roots differ at CP {cp} in shard {shard} of node {node}")
-            }
-            Report::Failed => {
-                assert!(self.process(node).has_failed, "shard {shard} of node {node} failed")
-            }
-            _ => {}
-        }
     }
 
     /// Has a post sent on the lane, or answered if there is no lane any more.
@@ -414,7 +414,7 @@ impl World {
 
     /// Whether a node's own words are those of a primary.
     pub fn is_primary(&mut self, node: usize) -> bool {
-        let now = twinpoint_core::units::Instant(self.now);
+        let now = self.clock(node);
         self.process(node).coordinator.status(now).role == Role::Primary
     }
 }

@@ -4,15 +4,18 @@
 //! to be up; when a connection is lost each side learns so at its own time, first its posts, then its shards, then its
 //! coordinator; a session's end is told before another session begins.
 
-use std::collections::{BTreeMap, VecDeque};
+mod handshake;
 
-use twinpoint_core::contract::{
-    Command, CoordinatorEvent, IoToken, PeerSession, Refusal, Reply, ShardEvent,
-};
-use twinpoint_core::message::Hello;
-use twinpoint_core::units::{BufferId, CpNumber, ShardId};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+
+use twinpoint_core::contract::{CoordinatorEvent, IoToken, PeerSession, ShardEvent};
+use twinpoint_core::message::{Hello, PeerMessage};
+use twinpoint_core::units::{BLOCK_BYTES, BufferId, ShardId};
 
 use crate::content::Block;
+use crate::faults::Corruption;
 use crate::node::Queue;
 use crate::world::{Event, NodeEvent, World};
 
@@ -21,6 +24,10 @@ use crate::world::{Event, NodeEvent, World};
 pub(crate) struct Connection {
     /// Bytes no longer go through.
     is_broken: bool,
+    /// Nothing that this side sends arrives any more, and nobody is told.
+    pub is_silent: [bool; 2],
+    /// A placed block was changed on its way.
+    pub is_corrupted: bool,
     sides: [Side; 2],
     /// When the last item of each direction's queue arrives.
     arrivals: BTreeMap<(usize, Option<ShardId>, bool), u64>,
@@ -50,7 +57,6 @@ enum SideState {
 }
 
 /// Something on the wire.
-#[derive(Debug)]
 pub(crate) enum WireEvent {
     /// The wire has taken a post's bytes.
     Sent {
@@ -76,6 +82,52 @@ pub(crate) enum WireEvent {
         node: usize,
         reason: String,
     },
+    /// A side ends it, for what it found.
+    Close {
+        node: usize,
+        reason: String,
+    },
+}
+
+impl fmt::Debug for WireEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WireEvent::Sent { node, shard, io, contents, .. } => {
+                write!(f, "Sent by node {node} shard {shard} {io:?}, {} blocks", contents.len())
+            }
+            WireEvent::Lane { to, shard, message, placed } => {
+                let blocks = placed.as_ref().map_or(0, |(_, blocks)| blocks.len());
+                let kind = message.first();
+                write!(f, "Lane to node {to} shard {shard}, kind {kind:?}, {blocks} blocks")
+            }
+            WireEvent::Control { to, message } => {
+                write!(f, "Control to node {to}: {:?}", PeerMessage::decode(message))
+            }
+            WireEvent::Lost { node, reason } => write!(f, "Lost by node {node}: {reason}"),
+            WireEvent::Close { node, reason } => write!(f, "Close by node {node}: {reason}"),
+        }
+    }
+}
+
+impl WireEvent {
+    /// At whose side it happens.
+    pub fn receiver(&self) -> usize {
+        match self {
+            WireEvent::Sent { node, .. }
+            | WireEvent::Lost { node, .. }
+            | WireEvent::Close { node, .. } => *node,
+            WireEvent::Lane { to, .. } | WireEvent::Control { to, .. } => *to,
+        }
+    }
+
+    /// Who sent what arrives; none if it happens at one side only.
+    pub fn sender(&self) -> Option<usize> {
+        match self {
+            WireEvent::Sent { .. } | WireEvent::Close { .. } => None,
+            WireEvent::Lost { node, .. } => Some(1 - node),
+            WireEvent::Lane { to, .. } | WireEvent::Control { to, .. } => Some(1 - to),
+        }
+    }
 }
 
 /// What a ticket stands for.
@@ -83,78 +135,34 @@ pub(crate) enum WireEvent {
 pub(crate) enum TicketUse {
     Client(usize, u64),
     DialHello,
-    PeerHello { dialer: usize, dialer_life: u64, hello: Box<Hello> },
-    Judge { theirs: Box<Hello>, ours: Box<Hello>, peer_life: u64 },
+    PeerHello {
+        dialer: usize,
+        dialer_life: u64,
+        hello: Box<Hello>,
+    },
+    Judge {
+        theirs: Box<Hello>,
+        ours: Box<Hello>,
+        peer_life: u64,
+    },
+    /// Who refuses says what it is.
+    RefuserHello {
+        dialer: usize,
+        dialer_life: u64,
+    },
+    /// Who was refused judges by itself: a deposed primary has to learn of it.
+    OwnView,
     Promote,
     Stop,
+    /// The operator drops a branch by its name.
+    DropBranch,
+    /// A checkpoint that a deposed primary is asked for.
+    StaleCheckpoint {
+        knows: bool,
+    },
 }
 
 impl World {
-    /// A node that could be a primary looks for its peer, now and then.
-    pub fn dial(&mut self, node: usize) {
-        self.soon(5_000_000, Event::Dial(node));
-        let has_side = self.side_of(node).is_some();
-        if !self.options.paired
-            || !self.network_is_up
-            || !self.is_alive(node)
-            || has_side
-            || self.is_pair_broken
-        {
-            return;
-        }
-        if self.process(node).is_stopped || !self.is_primary(node) {
-            return;
-        }
-        self.ask(node, TicketUse::DialHello, Command::Hello);
-    }
-
-    /// A step of the handshake was answered.
-    pub fn handshake_reply(&mut self, node: usize, what: TicketUse, reply: Reply) {
-        let peer = 1 - node;
-        if !self.network_is_up || !self.is_alive(peer) {
-            return;
-        }
-        let peer_life = self.nodes[peer].life;
-        match (what, reply) {
-            (TicketUse::DialHello, Reply::Hello(hello)) => {
-                let dialer_life = self.nodes[node].life;
-                let what = TicketUse::PeerHello { dialer: node, dialer_life, hello: hello.clone() };
-                let ticket = self.ticket(what);
-                let decoded = Hello::decode(&hello.encode()).expect("a hello comes back");
-                assert_eq!(decoded, *hello, "a hello comes back");
-                let delay_ns = self.options.wire_delay_ns;
-                self.enqueue(
-                    peer,
-                    Queue::Control,
-                    delay_ns,
-                    NodeEvent::PeerHello(ticket, Box::new(decoded)),
-                );
-            }
-            (TicketUse::PeerHello { dialer, dialer_life, hello }, Reply::Hello(theirs)) => {
-                if self.nodes[dialer].life == dialer_life {
-                    let peer_life = self.nodes[node].life;
-                    let what = TicketUse::Judge { theirs: theirs.clone(), ours: hello, peer_life };
-                    self.ask(dialer, what, Command::Judge(theirs));
-                }
-            }
-            (TicketUse::PeerHello { dialer, .. }, Reply::Refused(refusal)) => {
-                self.refused(dialer, node, &refusal)
-            }
-            (TicketUse::Judge { theirs, ours, peer_life: life }, Reply::Accepted(from)) => {
-                assert_eq!(from, theirs.last, "the secondary goes on where it is");
-                if life == peer_life && self.side_of(peer).is_none() && self.side_of(node).is_none()
-                {
-                    self.connect(node, *ours, *theirs);
-                }
-            }
-            (TicketUse::Judge { .. }, Reply::Refused(refusal)) => {
-                self.refused(node, peer, &refusal)
-            }
-            (TicketUse::DialHello, Reply::Refused(_)) => {}
-            (what, reply) => panic!("{what:?} was answered {reply:?}"),
-        }
-    }
-
     /// A side may begin.
     pub fn peer_up(&mut self, node: usize, id: u64) {
         let shards = usize::from(self.options.geometry.shards);
@@ -225,7 +233,7 @@ impl World {
 
     /// Sends a coordinator's message.
     pub fn peer_post(&mut self, node: usize, message: Vec<u8>) {
-        let delay_ns = self.random.delay_ns(self.options.wire_delay_ns);
+        let delay_ns = self.wire_delay_ns(1);
         let now = self.now;
         let Some(id) = self.side_of(node) else { return };
         let connection = self.connections.get_mut(&id).expect("a side has a connection");
@@ -237,7 +245,7 @@ impl World {
 
     /// The connection on which a shard's post goes out, and when the wire will have taken it.
     pub fn lane_arrival(&mut self, node: usize, shard: ShardId) -> Option<(u64, u64)> {
-        let delay_ns = self.random.delay_ns(self.options.wire_delay_ns / 4);
+        let delay_ns = self.wire_delay_ns(4);
         let now = self.now;
         let id = self.side_of(node)?;
         let connection = self.connections.get_mut(&id)?;
@@ -248,7 +256,10 @@ impl World {
     /// Something happens on a connection.
     pub fn wire_event(&mut self, id: u64, event: WireEvent) {
         let now = self.now;
-        let delay_ns = self.random.delay_ns(self.options.wire_delay_ns);
+        let delay_ns = self.wire_delay_ns(1);
+        if self.corrupts(id, &event) {
+            return;
+        }
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match event {
             WireEvent::Sent { node, shard, io, message, placement, contents } => {
@@ -283,7 +294,13 @@ impl World {
                 SideState::Down | SideState::Gone => {}
             },
             WireEvent::Lost { node, reason } => self.side_down(id, node, reason),
+            WireEvent::Close { node, reason } => self.break_connection(id, node, &reason),
         }
+    }
+
+    fn wire_delay_ns(&mut self, share: u64) -> u64 {
+        let slowness = if self.wire_is_slow { 30 } else { 1 };
+        self.random.delay_ns(self.options.wire_delay_ns * slowness / share)
     }
 
     /// Bytes go through no longer; each side will notice.
@@ -296,15 +313,17 @@ impl World {
     }
 
     /// A process died: its side is gone, the other one will notice.
-    pub fn drop_side(&mut self, node: usize) {
+    pub fn drop_side(&mut self, node: usize, is_told: bool) {
         let ids: Vec<u64> = self.connections.keys().copied().collect();
         for id in ids {
             let connection = self.connections.get_mut(&id).expect("it was listed");
             if connection.sides[node].state != SideState::Gone {
                 connection.sides[node].state = SideState::Gone;
                 connection.is_broken = true;
-                let reason = "the peer died".to_owned();
-                self.soon(500_000, Event::Wire(id, WireEvent::Lost { node: 1 - node, reason }));
+                if is_told {
+                    let reason = "the peer died".to_owned();
+                    self.soon(500_000, Event::Wire(id, WireEvent::Lost { node: 1 - node, reason }));
+                }
                 self.forget_connection(id);
             }
         }
@@ -318,50 +337,6 @@ impl World {
             .iter()
             .find(|(_, connection)| lives(&connection.sides[node]))
             .map(|(id, _)| *id)
-    }
-
-    fn connect(&mut self, dialer: usize, dialer_hello: Hello, peer_hello: Hello) {
-        let shards = usize::from(self.options.geometry.shards);
-        let side = |node: usize| Side {
-            life: self.nodes[node].life,
-            hello: if node == dialer { peer_hello.clone() } else { dialer_hello.clone() },
-            state: SideState::Coming,
-            open_lanes: vec![false; shards],
-            held_lane: (0..shards).map(|_| VecDeque::new()).collect(),
-            held_control: VecDeque::new(),
-        };
-        let connection =
-            Connection { is_broken: false, sides: [side(0), side(1)], arrivals: BTreeMap::new() };
-        let id = self.connection_next;
-        self.connection_next += 1;
-        self.connections.insert(id, connection);
-        self.counts.sessions += 1;
-        for node in 0..2 {
-            let delay_ns = self.options.wire_delay_ns;
-            self.enqueue(node, Queue::Control, delay_ns, NodeEvent::PeerUp(id));
-        }
-    }
-
-    fn refused(&mut self, primary: usize, secondary: usize, refusal: &Refusal) {
-        self.note(|| format!("the pair cannot be: {refusal:?}"));
-        match refusal {
-            Refusal::SessionEnding
-            | Refusal::StoreFailed
-            | Refusal::Rewind(_)
-            | Refusal::Stopping
-            | Refusal::SameRole => {}
-            Refusal::StaleTerm { .. } => self.deposed(primary),
-            Refusal::Branch { common, .. } => self.drop_branch(secondary, *common),
-            Refusal::TooFarBehind { .. } => self.pair_broke(primary, refusal),
-            other => panic!("the pair was refused: {other:?}"),
-        }
-    }
-
-    /// The operator drops what only the returning store has.
-    fn drop_branch(&mut self, node: usize, common: CpNumber) {
-        self.counts.branches += 1;
-        self.kill(node, false);
-        self.soon(100_000, Event::Start(node, Some(common)));
     }
 
     fn lane_arrived(
@@ -379,14 +354,23 @@ impl World {
             return;
         }
         let first = self.process(to).buffers.lent(index, lent);
-        let placed = placed.map(|(target, contents)| {
+        let corrupts = self.corruption == Some(Corruption::Block) && placed.is_some();
+        let placed = placed.map(|(target, mut contents)| {
+            if corrupts {
+                self.corruption = None;
+                let index = self.random.below(contents.len() as u64) as usize;
+                let byte = self.random.below(BLOCK_BYTES as u64) as usize;
+                Rc::make_mut(&mut contents[index])[byte] ^= 1 << self.random.below(8);
+            }
             assert!(
                 target as usize + contents.len() <= lent as usize,
                 "placed outside of the lent memory"
             );
             (BufferId(first.0 + target), contents)
         });
-        let side = &mut self.connections.get_mut(&id).expect("the caller looked").sides[to];
+        let connection = self.connections.get_mut(&id).expect("the caller looked");
+        connection.is_corrupted |= corrupts;
+        let side = &mut connection.sides[to];
         if side.state == SideState::Coming
             || !side.open_lanes[index]
             || !side.held_lane[index].is_empty()

@@ -3,6 +3,8 @@
 //! Invariants: events happen in the order of time, and of creation at equal times; nothing but the seed decides.
 //! A broken rule is a panic; the runner reports it with the last events.
 
+mod counts;
+
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -15,10 +17,13 @@ use twinpoint_core::message::{Hello, Role};
 use twinpoint_core::recovery::format;
 use twinpoint_core::request::{Request, Tag};
 use twinpoint_core::superblock::{Superblock, TermStart};
-use twinpoint_core::units::{CpNumber, Root, ShardId, ShardSet, StoreId, Term};
+use twinpoint_core::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term};
 
 use crate::clients::{Client, Operation};
 use crate::disk::Disk;
+pub use counts::Counts;
+
+use crate::faults::{Corruption, Fault, Faults, Mend};
 use crate::images::Images;
 use crate::model::Model;
 use crate::node::{Node, Queue};
@@ -26,6 +31,8 @@ use crate::options::Options;
 use crate::random::Random;
 use crate::wire::{Connection, TicketUse, WireEvent};
 
+/// Looks at what a power cut would leave, in one history: each costs as much as a start.
+const PROBES: u64 = 6;
 /// Longest line of the report.
 const LINE_BYTES_MAX: usize = 400;
 
@@ -41,10 +48,18 @@ pub(crate) struct World {
     pub now: u64,
     pub random: Random,
     pub options: Options,
+    /// Which kinds of faults happen.
+    pub faults: Faults,
     pub nodes: [Node; 2],
     pub connections: BTreeMap<u64, Connection>,
     pub connection_next: u64,
     pub network_is_up: bool,
+    /// Nothing that this node sends arrives for now; it is held here.
+    pub is_cut: [bool; 2],
+    pub held_on_wire: [VecDeque<(u64, WireEvent)>; 2],
+    pub wire_is_slow: bool,
+    /// Happens to the next message that it fits.
+    pub corruption: Option<Corruption>,
     pub model: Model,
     pub clients: Vec<Client>,
     pub operations: BTreeMap<u64, Operation>,
@@ -55,73 +70,21 @@ pub(crate) struct World {
     pub faults_left: u64,
     /// The last phase: no faults, all is mended.
     pub is_calm: bool,
+    /// What was broken when the calm began is mended.
+    pub is_mended: bool,
     /// Nobody can mend the pair: one store has to be copied anew.
     pub is_pair_broken: bool,
     /// Roots that the primaries sealed, by shard and CP; several if a CP's number was used again.
     pub sealed_roots: BTreeMap<(ShardId, CpNumber), Vec<Root>>,
+    /// Since when CPs of an older term are refused: the newest promotion's term and its last CP before.
+    pub newest_term: (u64, CpNumber),
+    /// Looks at what a power cut would leave that this history may still take.
+    pub probes_left: u64,
     pub images: Images,
     pub counts: Counts,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order_next: u64,
     trace: Trace,
-}
-
-/// What happened, for the runner's summary.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Counts {
-    /// Events handled.
-    pub events: u64,
-    /// Client commands answered.
-    pub commands: u64,
-    /// CPs committed on either side.
-    pub points: u64,
-    /// Process kills and power cuts.
-    pub crashes: u64,
-    /// Promotions.
-    pub promotions: u64,
-    /// Sessions begun.
-    pub sessions: u64,
-    /// Requests answered with no space.
-    pub no_space: u64,
-    /// Secondaries sent back to an older CP.
-    pub rewinds: u64,
-    /// Returning primaries whose own CPs an operator dropped.
-    pub branches: u64,
-    /// Bases given up, or pairs that cannot be mended otherwise.
-    pub broken_pairs: u64,
-    /// Shard headers written, two for each map checkpoint.
-    pub headers: u64,
-    /// CPs read back from a store for a peer that fell behind.
-    pub catch_ups: u64,
-    /// Requests that waited and were admitted again.
-    pub readmissions: u64,
-    /// Times that writers were held.
-    pub holds: u64,
-    /// Device failures.
-    pub device_failures: u64,
-    /// Images checked.
-    pub images: u64,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
-        self.events += other.events;
-        self.commands += other.commands;
-        self.points += other.points;
-        self.crashes += other.crashes;
-        self.promotions += other.promotions;
-        self.sessions += other.sessions;
-        self.no_space += other.no_space;
-        self.rewinds += other.rewinds;
-        self.branches += other.branches;
-        self.broken_pairs += other.broken_pairs;
-        self.headers += other.headers;
-        self.catch_ups += other.catch_ups;
-        self.readmissions += other.readmissions;
-        self.holds += other.holds;
-        self.device_failures += other.device_failures;
-        self.images += other.images;
-    }
 }
 
 /// Something that will happen.
@@ -133,9 +96,11 @@ pub(crate) enum Event {
     Dial(usize),
     Start(usize, Option<CpNumber>),
     Fault,
-    NetworkBack,
     Kill(usize, bool),
     Promote(usize, bool),
+    Mend(Mend),
+    Die(usize, u64, bool),
+    StaleWork(usize),
 }
 
 /// Something that will happen to a process.
@@ -187,14 +152,24 @@ impl World {
     pub fn new(seed: u64, trace: Trace) -> World {
         let mut random = Random::new(seed);
         let options = Options::from_seed(&mut random);
+        World::with_options(options, Faults::from_seed(seed), random, trace)
+    }
+
+    /// The same with options and faults that are given: `random` is what is left of the seed's chance.
+    pub fn with_options(options: Options, faults: Faults, random: Random, trace: Trace) -> World {
         let images = Images::new(options.geometry.shards, options.geometry.data_blocks());
-        let nodes = [new_node(&options, Role::Primary), new_node(&options, Role::Secondary)];
+        let mut nodes = [new_node(&options, Role::Primary), new_node(&options, Role::Secondary)];
+        nodes[1].returns_as_primary = faults.has(Fault::StalePrimary);
         World {
             now: 0,
             nodes,
             connections: BTreeMap::new(),
             connection_next: 0,
             network_is_up: true,
+            is_cut: [false; 2],
+            held_on_wire: [VecDeque::new(), VecDeque::new()],
+            wire_is_slow: false,
+            corruption: None,
             model: Model::new(),
             clients: Vec::new(),
             operations: BTreeMap::new(),
@@ -204,8 +179,11 @@ impl World {
             commands_left: options.commands,
             faults_left: options.faults,
             is_calm: false,
+            is_mended: false,
             is_pair_broken: false,
             sealed_roots: BTreeMap::new(),
+            newest_term: (1, CpNumber(0)),
+            probes_left: PROBES,
             images,
             counts: Counts::default(),
             queue: BinaryHeap::new(),
@@ -213,6 +191,7 @@ impl World {
             trace,
             random,
             options,
+            faults,
         }
     }
 
@@ -255,27 +234,60 @@ impl World {
         let Some(Reverse(next)) = self.queue.pop() else { return false };
         self.now = next.time;
         self.counts.events += 1;
-        self.note(|| format!("{:?}", next.event));
-        match next.event {
+        if self.is_calm && !self.is_mended {
+            self.mend_all();
+        }
+        if !matches!(next.event, Event::Client(_) | Event::Dial(_)) {
+            self.note(|| format!("{:?}", next.event));
+        }
+        self.happen(next.event);
+        true
+    }
+
+    /// An event happens, unless it is for a node that is paused: then it waits there.
+    pub fn happen(&mut self, event: Event) {
+        let node = match &event {
+            Event::Node(node, ..) => Some(*node),
+            Event::Wire(_, event) => Some(event.receiver()),
+            _ => None,
+        };
+        if let Some(node) = node.filter(|node| self.nodes[*node].is_paused) {
+            self.nodes[node].held.push_back(event);
+            return;
+        }
+        match event {
             Event::Node(node, life, event) => {
                 if self.is_alive(node) && self.nodes[node].life == life {
                     self.node_event(node, event);
                 }
             }
-            Event::Wire(connection, event) => self.wire_event(connection, event),
+            Event::Wire(connection, event) => {
+                if let Some(event) = self.pass(connection, event) {
+                    self.wire_event(connection, event);
+                }
+            }
             Event::Client(client) => self.client_wakes(client),
             Event::Dial(node) => self.dial(node),
             Event::Start(node, ceiling) => self.start_node(node, ceiling),
             Event::Fault => self.fault(),
-            Event::NetworkBack => self.network_is_up = true,
             Event::Kill(node, power_cut) => self.kill_for_a_while(node, power_cut),
             Event::Promote(node, force) => self.promote(node, force),
+            Event::Mend(what) => self.mend(what),
+            Event::Die(node, life, power_cut) => self.die(node, life, power_cut),
+            Event::StaleWork(node) => self.stale_work(node),
         }
-        true
+    }
+
+    /// What a node's clock shows.
+    pub fn clock(&self, node: usize) -> Instant {
+        Instant(self.now + self.nodes[node].clock_ahead_ns)
     }
 
     /// Remembers a line for the report.
     pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.trace.kept == 0 {
+            return;
+        }
         let mut trace = self.trace.events.borrow_mut();
         if trace.len() >= self.trace.kept {
             trace.pop_front();
@@ -283,6 +295,22 @@ impl World {
         let mut line = line();
         line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
         trace.push_back(format!("{:>12} {line}", self.now));
+    }
+
+    /// No block is free that an image still needs, and of an idle shard none is kept that nobody needs.
+    fn check_space(&mut self, node: usize, shard: ShardId, base: CpNumber) {
+        let keeps_base = self.nodes[node].keeps_base;
+        let machine = &self.process(node).shards[usize::from(shard.0)];
+        let (free, is_idle) = (machine.free_blocks(), machine.is_idle());
+        self.images.check_free(node, shard, free, keeps_base);
+        if is_idle {
+            let unused = self.images.free_blocks(node, shard, base);
+            assert!(
+                free == unused,
+                "node {node} shard {shard} leaks: {free} blocks are free, {unused} are not used from CP {base} on"
+            );
+            self.counts.leak_checks += 1;
+        }
     }
 
     fn node_event(&mut self, node: usize, event: NodeEvent) {
@@ -293,13 +321,15 @@ impl World {
                 if is_lane_up || matches!(order, Order::Lead(_)) {
                     self.images.forget_unclaimed(node, shard);
                 }
-                let may_free = matches!(order, Order::Committed { .. });
+                let base = match order {
+                    Order::Committed { base, .. } => Some(base),
+                    _ => None,
+                };
                 self.feed_shard(node, shard, ShardEvent::Order(order));
-                if may_free {
-                    let free = self.process(node).shards[usize::from(shard.0)].free_blocks();
-                    self.images.check_free(node, shard, free, self.nodes[node].keeps_base);
+                if let Some(base) = base.filter(|_| self.is_alive(node)) {
+                    self.check_space(node, shard, base);
                 }
-                if is_lane_up {
+                if is_lane_up && self.is_alive(node) {
                     self.open_lane(node, shard);
                 }
             }
@@ -317,7 +347,13 @@ impl World {
                 self.feed_coordinator(node, CoordinatorEvent::Command(ticket, command));
             }
             NodeEvent::PeerHello(ticket, hello) => {
-                self.feed_coordinator(node, CoordinatorEvent::PeerHello(ticket, hello));
+                // A primary is not asked to follow: it learns whether it was deposed.
+                let event = if self.process(node).serves {
+                    CoordinatorEvent::Command(ticket, Command::Judge(hello))
+                } else {
+                    CoordinatorEvent::PeerHello(ticket, hello)
+                };
+                self.feed_coordinator(node, event);
             }
             NodeEvent::PeerUp(connection) => self.peer_up(node, connection),
             NodeEvent::PeerDown(connection, reason) => self.peer_down(node, connection, reason),
@@ -361,5 +397,10 @@ fn new_node(options: &Options, role: Role) -> Node {
         disowned_after: None,
         is_outdated: false,
         keeps_base: false,
+        is_slow: false,
+        is_paused: false,
+        held: VecDeque::new(),
+        clock_ahead_ns: 0,
+        returns_as_primary: false,
     }
 }

@@ -14,7 +14,10 @@ use crate::units::{CpNumber, ShardSet};
 impl Coordinator {
     pub(super) fn command(&mut self, ticket: Ticket, command: Command) {
         let result = match command {
-            Command::Hello if !self.serving => Err(Refusal::SessionEnding),
+            // Nobody may hear of a term that a crash could still take back.
+            Command::Hello if !self.serving || self.promoting.is_some() => {
+                Err(Refusal::SessionEnding)
+            }
             Command::Hello => {
                 self.act(CoordinatorAction::Reply(ticket, Reply::Hello(Box::new(self.hello()))));
                 Ok(())

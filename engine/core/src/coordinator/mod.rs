@@ -409,7 +409,10 @@ impl Coordinator {
             return;
         }
         if self.flush.is_some_and(|(token, _)| token == io) {
-            self.flushed();
+            // After another failure a flush that ends well proves nothing any more.
+            if !self.failed {
+                self.flushed();
+            }
         } else {
             self.superblock_step_done(io);
         }

@@ -130,7 +130,7 @@ impl Coordinator {
                 return;
             }
             Err(refusal) => {
-                self.note_newer_term(theirs.term);
+                self.note_newer_term(theirs);
                 if let Refusal::Branch { common, .. } = refusal {
                     self.name_branch(common);
                 }
@@ -140,7 +140,9 @@ impl Coordinator {
         }
         let is_news =
             theirs.term > self.superblock.term || theirs.history != self.superblock.history;
-        if is_news || !self.superblock.paired || !self.superblock.secondary {
+        // What an earlier hello brought may still be on its way to the device: it is answered only from there.
+        let is_durable = self.superblock_job.is_idle();
+        if is_news || !is_durable || !self.superblock.paired || !self.superblock.secondary {
             self.superblock.term = theirs.term;
             self.superblock.history.clone_from(&theirs.history);
             self.superblock.paired = true;
@@ -153,12 +155,35 @@ impl Coordinator {
         }
     }
 
-    /// Another store leads in a newer term, and this one cannot follow it: a promotion here has to know (R8).
-    fn note_newer_term(&mut self, term: Term) {
-        if term > self.superblock.term && Some(term) > self.superblock.deposed_by {
-            self.superblock.deposed_by = Some(term);
-            self.write_superblock(Then::Nothing);
+    /// The pair's other store leads in a newer term, and this one cannot follow it: a promotion here has to know, and a
+    /// primary must not go on (R8).
+    fn note_newer_term(&mut self, theirs: &Hello) {
+        let is_ours = theirs.store == self.superblock.store;
+        let is_news =
+            theirs.term > self.superblock.term && Some(theirs.term) > self.superblock.deposed_by;
+        if !is_ours || !is_news {
+            return;
         }
+        match self.role {
+            Role::Primary => self.deposed(theirs.term),
+            Role::Secondary => {
+                self.superblock.deposed_by = Some(theirs.term);
+                self.write_superblock(Then::Nothing);
+            }
+        }
+    }
+
+    /// Another store was made primary in a newer term: this one serves nobody any more.
+    fn deposed(&mut self, by: Term) {
+        self.superblock.deposed_by = Some(by);
+        self.log(format!(
+            "term {by} was opened elsewhere: this store was deposed as primary of term {}; restart it with \
+             --role secondary",
+            self.superblock.term
+        ));
+        self.write_superblock(Then::Nothing);
+        self.pump_superblock();
+        self.stop_serving();
     }
 
     /// Secondary: says hello to a primary that was found good.
@@ -181,15 +206,7 @@ impl Coordinator {
         }
         let verdict = judge(&self.hello(), theirs);
         if let Err(Refusal::StaleTerm { ours, .. }) = verdict {
-            self.superblock.deposed_by = Some(Term(ours));
-            self.log(format!(
-                "term {ours} was opened elsewhere: this store was deposed as primary of term {}; restart it with \
-                 --role secondary",
-                self.superblock.term
-            ));
-            self.write_superblock(Then::Nothing);
-            self.pump_superblock();
-            self.stop_serving();
+            self.deposed(Term(ours));
         }
         verdict
     }

@@ -51,6 +51,11 @@ impl SuperblockJob {
         let under_way = self.under_way.iter().flat_map(|under_way| &under_way.then);
         self.queued.iter().chain(under_way).any(|then| matches!(then, Then::BranchDropped(..)))
     }
+
+    /// Whether the superblock on the device is the one in memory.
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.queued.is_empty()
+    }
 }
 
 impl Coordinator {

@@ -29,7 +29,7 @@ mod callers;
 mod dialler;
 mod explain;
 mod gathering;
-mod setup_message;
+pub mod setup_message;
 mod trouble;
 mod word_limit;
 

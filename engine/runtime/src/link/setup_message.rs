@@ -44,7 +44,7 @@ const HELLO_BYTES_MAX: usize = 4096;
 /// Longest text of a refusal.
 const TEXT_BYTES_MAX: usize = 512;
 /// Longest set-up message, in bytes.
-pub(super) const SETUP_BYTES_MAX: usize = 8 + TEXT_BYTES_MAX + HELLO_BYTES_MAX;
+pub const SETUP_BYTES_MAX: usize = 8 + TEXT_BYTES_MAX + HELLO_BYTES_MAX;
 /// A CP's or a term's number ends here: adding to it never overflows.
 const NUMBER_MAX: u64 = 1 << 62;
 
@@ -52,21 +52,41 @@ const _: () = assert!(83 + HISTORY_MAX * 16 + SHARDS_MAX as usize * 16 <= HELLO_
 
 /// Names one set-up: random, so that the lanes of two are never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct SessionId(pub(super) [u8; 16]);
+pub struct SessionId(pub [u8; 16]);
 
 /// One message.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) enum SetupMessage {
+pub enum SetupMessage {
     /// The dialler's first word.
-    ControlHello { session: SessionId, hello: Box<Hello> },
+    ControlHello {
+        /// Names the set-up.
+        session: SessionId,
+        /// What the dialler says of itself.
+        hello: Box<Hello>,
+    },
     /// The listener agrees.
-    ControlAccept { hello: Box<Hello> },
+    ControlAccept {
+        /// What the listener says of itself.
+        hello: Box<Hello>,
+    },
     /// Either side refuses.
     Refused(Told),
     /// The dialler's first word on a lane.
-    LaneHello { session: SessionId, shard: ShardId, lent_blocks: u32 },
+    LaneHello {
+        /// The set-up that it belongs to.
+        session: SessionId,
+        /// Whose lane.
+        shard: ShardId,
+        /// How many blocks the dialler lends.
+        lent_blocks: u32,
+    },
     /// The listener has a place for the lane.
-    LaneAccept { shard: ShardId, lent_blocks: u32 },
+    LaneAccept {
+        /// Whose lane.
+        shard: ShardId,
+        /// How many blocks the listener lends.
+        lent_blocks: u32,
+    },
     /// The dialler agrees too; lanes follow.
     Proceed,
     /// The listener has every lane: after this frame all channels are wires.
@@ -75,18 +95,18 @@ pub(super) enum SetupMessage {
 
 /// A refusal as it travels.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Told {
+pub struct Told {
     /// The reason's number.
-    pub(super) code: u16,
+    pub code: u16,
     /// The reason for a person: one line.
-    pub(super) text: String,
+    pub text: String,
     /// What the refusing side says of itself.
-    pub(super) hello: Option<Box<Hello>>,
+    pub hello: Option<Box<Hello>>,
 }
 
 /// Why bytes are no set-up message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum SetupError {
+pub enum SetupError {
     /// Another version.
     Version(u8),
     /// Not what the format says, at this byte.
@@ -97,7 +117,7 @@ pub(super) enum SetupError {
 
 /// What is wrong with a hello.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum HelloFault {
+pub enum HelloFault {
     /// It cannot be read.
     Format,
     /// An impossible layout.
@@ -112,7 +132,8 @@ pub(super) enum HelloFault {
 
 impl SetupMessage {
     /// The bytes of the message.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.put_u8(VERSION);
         writer.put_u8(self.kind());
@@ -151,7 +172,10 @@ impl SetupMessage {
     }
 
     /// Reads a message.
-    pub(super) fn decode(bytes: &[u8]) -> Result<SetupMessage, SetupError> {
+    ///
+    /// # Errors
+    /// If the bytes are not one, or its hello cannot be true.
+    pub fn decode(bytes: &[u8]) -> Result<SetupMessage, SetupError> {
         let mut reader = Reader::new(bytes);
         let version = reader.get_u8()?;
         if version != VERSION {

@@ -1,0 +1,86 @@
+//! What shards write and say, compared with what the world knows: records, roots, terms, and what became durable.
+//!
+//! Invariant: it only looks; what it learns goes to `images.rs`.
+
+use twinpoint_core::contract::Report;
+use twinpoint_core::geometry::Geometry;
+use twinpoint_core::record::Record;
+use twinpoint_core::superblock::Superblock;
+use twinpoint_core::units::{CpNumber, DeviceBlock, ShardId};
+
+use crate::world::World;
+
+impl World {
+    /// A structure written to the journal is a record.
+    pub(super) fn watch_record(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        id: u64,
+        block: DeviceBlock,
+        bytes: &[u8],
+    ) {
+        let geometry = &self.options.geometry;
+        let journal_start = geometry.journal_block(shard, 0).0;
+        let journal = journal_start..journal_start + u64::from(geometry.journal_blocks);
+        if journal.contains(&block.0) {
+            let record = Record::decode(bytes).expect("a record comes back");
+            self.images.record_begins(node, shard, id, &record);
+        }
+    }
+
+    /// A flush that was asked for at `mark` ended.
+    pub fn flushed(&mut self, node: usize, mark: u64) {
+        self.nodes[node].disk.flush(mark);
+        self.images.flushed(node, mark);
+        self.look_at_superblock(node);
+    }
+
+    /// What a store would say of its base after a power cut.
+    pub fn look_at_superblock(&mut self, node: usize) {
+        let disk = &self.nodes[node].disk;
+        let [first, second] =
+            Geometry::superblock_copies().map(|block| disk.durable_block(block.0));
+        let (superblock, _) =
+            Superblock::choose([&first[..], &second[..]]).expect("one copy is good");
+        self.nodes[node].keeps_base = superblock.paired && !superblock.base_given_up;
+    }
+
+    /// What a shard says is compared with what the other side said.
+    pub(super) fn watch_report(&mut self, node: usize, shard: ShardId, report: &Report) {
+        match report {
+            Report::Sealed { cp, root, .. } => {
+                let roots = self.sealed_roots.entry((shard, *cp)).or_default();
+                if !roots.contains(root) {
+                    roots.push(*root);
+                }
+            }
+            Report::Applied { cp, root } => {
+                self.check_term(node, *cp);
+                let roots = self.sealed_roots.get(&(shard, *cp));
+                assert!(
+                    roots.is_some_and(|roots| roots.contains(root)),
+                    "shard {shard} applied CP {cp}: unknown root"
+                );
+            }
+            Report::Diverged { cp, .. } => {
+                panic!("roots differ at CP {cp} in shard {shard} of node {node}")
+            }
+            Report::Failed => {
+                assert!(self.process(node).has_failed, "shard {shard} of node {node} failed")
+            }
+            _ => {}
+        }
+    }
+
+    /// A secondary follows only a primary of its own term, and of the newest one only from that one's promotion on (R8).
+    fn check_term(&mut self, node: usize, cp: CpNumber) {
+        let (term, last) = self.newest_term;
+        let now = self.clock(node);
+        let own = self.process(node).coordinator.status(now).term;
+        assert!(
+            own >= term || cp <= last || self.nodes[node].disowned_after.is_some(),
+            "node {node} applies CP {cp} in term {own}; term {term} began after CP {last}"
+        );
+    }
+}

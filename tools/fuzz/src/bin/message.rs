@@ -1,0 +1,6 @@
+//! Fuzz target `message`: see `twinpoint_fuzz::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    twinpoint_fuzz::run("message", input);
+});
