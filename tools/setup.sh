@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the demo and the tests use, if any is missing. Nothing is removed or upgraded.
-# Usage: tools/setup.sh demo|test
+# Installs the Debian packages that building, the demo and the tests use, if any is missing. Nothing is removed or
+# upgraded.
+# Usage: tools/setup.sh build|demo|test
 set -euo pipefail
 
-# A program that has to be there, and the package that brings it: what is there already is kept, whatever its version.
+# A program, or a file by its path, that has to be there, and the package that brings it: what is there already is kept,
+# whatever its version.
 DEMO=(mke2fs:e2fsprogs debugfs:e2fsprogs e2fsck:e2fsprogs nbdcopy:libnbd-bin fio:fio)
-TEST=("${DEMO[@]}" nbdinfo:libnbd-bin qemu-io:qemu-utils qemu-img:qemu-utils nbdkit:nbdkit)
+TEST=("${DEMO[@]}" losetup:mount nbdinfo:libnbd-bin qemu-io:qemu-utils qemu-img:qemu-utils nbdkit:nbdkit)
 # The linker, which cargo needs, and what it links with.
 BUILD=(cc:gcc cc:libc6-dev)
+# RDMA: the libraries' headers and names for the linker, and what reads headers for rdma-sys: its generator fails with
+# libclang 16 and later. The programs that are built start without any of this.
+BUILD+=(pkg-config:pkg-config /usr/include/infiniband/verbs.h:libibverbs-dev /usr/include/rdma/rdma_cma.h:librdmacm-dev)
+BUILD+=('/usr/lib/llvm-1[0-5]/lib/libclang*.so*:libclang-14-dev')
 
 case "${1:-}" in
+  build) wanted=("${BUILD[@]}") ;;
   demo) wanted=("${BUILD[@]}" "${DEMO[@]}") ;;
   test) wanted=("${BUILD[@]}" "${TEST[@]}") ;;
-  *) echo "usage: tools/setup.sh demo|test" >&2; exit 2 ;;
+  *) echo "usage: tools/setup.sh build|demo|test" >&2; exit 2 ;;
 esac
 
 if ! command -v cargo >/dev/null; then
-  echo "setup: cargo is missing: install Rust 1.88 or newer, see https://rustup.rs" >&2
+  echo "setup: cargo is missing: install Rust 1.95 or newer, see https://rustup.rs" >&2
   exit 1
 fi
 
@@ -31,10 +38,13 @@ fi
 
 # mke2fs and its kin lie where only root's PATH looks.
 PATH="$PATH:/usr/sbin:/sbin"
+is_there() {
+  if [[ $1 == /* ]]; then compgen -G "$1" >/dev/null; else command -v "$1" >/dev/null; fi
+}
 missing=()
 for pair in "${wanted[@]}"; do
   package=${pair#*:}
-  if ! command -v "${pair%%:*}" >/dev/null && [[ " ${missing[*]-} " != *" $package "* ]]; then
+  if ! is_there "${pair%%:*}" && [[ " ${missing[*]-} " != *" $package "* ]]; then
     missing+=("$package")
   fi
 done

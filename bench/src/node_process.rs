@@ -16,7 +16,7 @@ use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 use twinpoint_runtime::device::DeviceError;
 use twinpoint_runtime::node::{Node, NodeError};
-use twinpoint_runtime::options::{NbdAddress, NodeOptions};
+use twinpoint_runtime::options::{Choice, NbdAddress, NodeOptions, RdmaOptions};
 
 use crate::failure::Failure;
 
@@ -78,6 +78,8 @@ impl NodeArguments {
     pub fn options(&self) -> NodeOptions {
         let is_async = self.replication == ASYNC;
         NodeOptions {
+            transport: Choice::Tcp,
+            rdma: RdmaOptions::default(),
             store: self.store.clone(),
             role: if self.secondary { Role::Secondary } else { Role::Primary },
             cores: Vec::new(),

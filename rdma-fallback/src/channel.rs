@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub fn dial(address: &str, key: &Key, limit: Duration) -> Result<Channel, Channe
 #[derive(Debug)]
 pub struct Channel {
     stream: TcpStream,
+    role: Role,
     session: Session,
     sent_frames: u64,
     received_frames: u64,
@@ -62,7 +64,7 @@ impl Channel {
         stream.set_nonblocking(false).map_err(ChannelError::Io)?;
         stream.set_nodelay(true).map_err(ChannelError::Io)?;
         let session = shake_hands(&stream, key, role, deadline)?;
-        Ok(Channel { stream, session, sent_frames: 0, received_frames: 0, limit })
+        Ok(Channel { stream, role, session, sent_frames: 0, received_frames: 0, limit })
     }
 
     /// The protocol version that both sides speak: the highest common one.
@@ -77,6 +79,32 @@ impl Channel {
     /// What the system says, for instance when the connection is gone.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
+    }
+
+    /// This host's address, as the peer reached it or as it was called from.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Who opened the connection.
+    pub(crate) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Readable when the peer has said something.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// A code of `message` that only this side of this channel makes. No frame of the channel has the same input,
+    /// as long as the message begins with text: a frame begins with its length and zeros.
+    pub(crate) fn code_of_mine(&self, message: &[u8]) -> [u8; 32] {
+        *self.session.send_key.code(message).as_bytes()
+    }
+
+    /// The code of `message` that the other side makes.
+    pub(crate) fn code_of_theirs(&self, message: &[u8]) -> [u8; 32] {
+        *self.session.receive_key.code(message).as_bytes()
     }
 
     /// Sets the time limit of each later send and receive.

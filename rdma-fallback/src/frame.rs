@@ -112,6 +112,23 @@ pub enum FrameFault {
         /// Bytes lent.
         lent_bytes: u32,
     },
+    /// A frame is shorter or longer than it says.
+    Length {
+        /// Its bytes.
+        bytes: u32,
+    },
+    /// A placement and its message do not belong together.
+    Placement {
+        /// The number that came.
+        got: u32,
+        /// The number of the last placement that has arrived.
+        arrived: u32,
+    },
+    /// More receives than there can be.
+    Credit {
+        /// The number that came.
+        told: u32,
+    },
 }
 
 impl fmt::Display for FrameFault {
@@ -130,6 +147,11 @@ impl fmt::Display for FrameFault {
                 let Span { offset, length } = placed;
                 write!(f, "{length} bytes to place at {offset} of {lent_bytes} lent")
             }
+            FrameFault::Length { bytes } => write!(f, "a frame of {bytes} bytes says otherwise"),
+            FrameFault::Placement { got, arrived } => {
+                write!(f, "placement {got} is named, {arrived} is the last that has arrived")
+            }
+            FrameFault::Credit { told } => write!(f, "credit up to {told}, more than can be"),
         }
     }
 }

@@ -21,6 +21,7 @@ mod serve;
 mod status;
 mod stop;
 mod store_path;
+mod transport;
 mod verify;
 mod volume;
 

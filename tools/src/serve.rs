@@ -19,6 +19,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{print, print_json};
 use crate::quantity::{parse_bytes, parse_duration};
 use crate::store_path::control_socket;
+use crate::transport::TransportArgs;
 
 /// Most bytes of a CP unless `--cp-bytes` says otherwise.
 const CP_BYTES_DEFAULT: u64 = 32 << 20;
@@ -57,6 +58,8 @@ pub struct Serve {
     /// The key that both nodes share, made by `twinpoint key generate`; mode 0600. Needed with --peer or --listen.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    transport: TransportArgs,
     /// Where NBD clients find the volumes, by name: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 lets the kernel choose.
     /// May be given several times. Default: nowhere.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_nbd)]
@@ -188,7 +191,10 @@ impl Serve {
         if let Some(file) = &self.key_file {
             rdma_fallback::Key::load(file)?;
         }
+        let (transport, rdma) = self.transport.options()?;
         Ok(NodeOptions {
+            transport,
+            rdma,
             store: self.store,
             role: match self.role {
                 RoleFlag::Primary => Role::Primary,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use rdma_fallback::rdma::{Choice, RdmaOptions};
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 
@@ -32,6 +33,10 @@ pub struct NodeOptions {
     pub peer: Option<String>,
     /// Where a primary may dial this node, `host:port`.
     pub listen: Option<String>,
+    /// What the lanes to the peer run over.
+    pub transport: Choice,
+    /// How RDMA is used.
+    pub rdma: RdmaOptions,
     /// The shared key; needed with `peer` or `listen`.
     pub key_file: Option<PathBuf>,
     /// Where NBD clients find the volumes.

@@ -120,7 +120,7 @@ pub struct LagStatus {
 pub struct PeerStatus {
     /// `none`, `connected`, `catching-up`, `absent` or `diverged`.
     pub state: String,
-    /// `tcp` or `rdma`; null without a session.
+    /// What the lanes run over: `rdma`, `tcp` or `mixed`; null without a session.
     pub transport: Option<String>,
     /// Its address, if known.
     pub address: Option<String>,

@@ -157,16 +157,20 @@ fn serve_lane(
         Ok(gathering) => gathering,
         Err(trouble) => return refuse(shared, &mut channel, limit, trouble),
     };
-    match accept_lane(shared, &mut channel, limit, shard) {
-        Ok(lend) => {
-            gathering.fulfil(shard, Some(Lane { channel, lend, lent_blocks }));
-            Ok(())
-        }
+    let lend = match accept_lane(shared, &mut channel, limit, shard) {
+        Ok(lend) => lend,
         Err(trouble) => {
             gathering.fulfil(shard, None);
-            refuse(shared, &mut channel, limit, trouble)
+            return refuse(shared, &mut channel, limit, trouble);
         }
-    }
+    };
+    let settled = shared.settle(channel, lend, limit);
+    let (lane, outcome) = match settled {
+        Ok(wire) => (Some(Lane { wire, lent_blocks }), Ok(())),
+        Err(trouble) => (None, Err(trouble)),
+    };
+    gathering.fulfil(shard, lane);
+    outcome
 }
 
 /// Tells the dialler how much is lent on the lane. What it would refuse is refused here: else it would give up while

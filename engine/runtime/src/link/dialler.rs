@@ -193,7 +193,9 @@ fn dial_lane(
         SetupMessage::LaneAccept { lent_blocks, .. } if lent_blocks < LENT_BLOCKS_MIN => {
             Err(Trouble::LentTooLittle { shard, lent_blocks })
         }
-        SetupMessage::LaneAccept { lent_blocks, .. } => Ok(Lane { channel, lend, lent_blocks }),
+        SetupMessage::LaneAccept { lent_blocks, .. } => {
+            Ok(Lane { wire: shared.settle(channel, lend, limit)?, lent_blocks })
+        }
         SetupMessage::Refused(told) => Err(Trouble::Told(told)),
         _ => Err(Trouble::Unexpected),
     }

@@ -8,8 +8,9 @@
 //!   Proceed                               --------------->
 //!   lane s: dial, prove, LaneHello { session, s, lent }  ->  matched by session and shard
 //!                                         <---------------  LaneAccept { s, lent }
+//!           RDMA or TCP, each lane by itself  <---------->  which makes it a wire
 //!                                         <---------------  Ready, on control, once every lane is there
-//!   all become wires; begin_session                         all become wires; begin_session
+//!   begin_session                                           begin_session
 //! ```
 //!
 //! Either side may answer `Refused` with a reason instead; the bytes are in [`setup_message`]. All of this blocks and
@@ -36,13 +37,14 @@ mod word_limit;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rdma_fallback::rdma::{Choice, RdmaOptions, Transports};
 use rdma_fallback::{Channel, Key, Listener, Region, Span, Wire};
 use twinpoint_core::contract::Reply;
 use twinpoint_core::message::{DATA_BLOCKS_PER_MESSAGE_MAX, Hello};
@@ -100,6 +102,19 @@ pub struct NewSession {
     pub lent_blocks: Vec<u32>,
 }
 
+impl NewSession {
+    /// What the lanes run over, in one word: `rdma`, `tcp`, or `mixed`.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        let over_rdma = self.lanes.iter().filter(|wire| matches!(wire, Wire::Rdma(_))).count();
+        match over_rdma {
+            0 => "tcp",
+            all if all == self.lanes.len() => "rdma",
+            _ => "mixed",
+        }
+    }
+}
+
 /// What the link needs to know.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
@@ -111,6 +126,10 @@ pub struct LinkOptions {
     pub key: Key,
     /// The time for one whole set-up.
     pub timeout: Duration,
+    /// What the lanes run over; the control wire is always over TCP.
+    pub transport: Choice,
+    /// How RDMA is used.
+    pub rdma: RdmaOptions,
 }
 
 /// The threads that dial and listen for one node.
@@ -125,9 +144,12 @@ impl Link {
     /// Listens, and begins to dial.
     ///
     /// # Errors
-    /// What the system says of the address to listen at, or of a thread.
+    /// What the system says of the address to listen at, or of a thread; RDMA options that are not possible.
     pub fn start(node: Arc<dyn LinkNode>, options: LinkOptions) -> io::Result<Link> {
-        let shared = Arc::new(Shared::new(node, options.key, options.timeout));
+        let transports = Transports::new(options.transport, options.rdma, node.region());
+        let transports =
+            transports.map_err(|fault| io::Error::new(ErrorKind::InvalidInput, fault))?;
+        let shared = Arc::new(Shared::new(node, options.key, options.timeout, transports));
         let mut link = Link { shared, listener: None, listen_address: None, threads: Vec::new() };
         if let Some(address) = options.listen {
             let listener = Arc::new(Listener::bind(&address)?);
@@ -185,6 +207,9 @@ struct Shared {
     node: RwLock<Option<Arc<dyn LinkNode>>>,
     key: Key,
     timeout: Duration,
+    transports: Transports,
+    /// Why the last lane was made without RDMA: told once for each reason.
+    without_rdma: Mutex<Option<String>>,
     stopping: AtomicBool,
     stop_lock: Mutex<()>,
     stop_signal: Condvar,
@@ -196,11 +221,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(node: Arc<dyn LinkNode>, key: Key, timeout: Duration) -> Shared {
+    fn new(node: Arc<dyn LinkNode>, key: Key, timeout: Duration, transports: Transports) -> Shared {
         Shared {
             node: RwLock::new(Some(node)),
             key,
             timeout,
+            transports,
+            without_rdma: Mutex::default(),
             stopping: AtomicBool::new(false),
             stop_lock: Mutex::new(()),
             stop_signal: Condvar::new(),
@@ -255,7 +282,17 @@ impl Shared {
         drop(node);
     }
 
-    /// Turns a whole set-up into wires and hands it over, unless the node is no longer what it said it was.
+    /// Agrees with the peer on what a lane runs over, and makes its wire.
+    fn settle(&self, channel: Channel, lend: Span, limit: Limit) -> Result<Wire, Trouble> {
+        let settled = self.transports.settle(channel, lend, limit.left()?)?;
+        let last = std::mem::replace(&mut *lock(&self.without_rdma), settled.without_rdma.clone());
+        if let Some(reason) = settled.without_rdma.filter(|reason| last.as_ref() != Some(reason)) {
+            self.log(format!("replicating over TCP: {reason}"));
+        }
+        Ok(settled.wire)
+    }
+
+    /// Hands a whole set-up over, unless the node is no longer what it said it was.
     /// `last_word` goes to the peer before anything of the wire can.
     fn hand_over(
         &self,
@@ -273,8 +310,7 @@ impl Shared {
             let mut lent_blocks = Vec::with_capacity(lanes.len());
             for lane in lanes {
                 lent_blocks.push(lane.lent_blocks);
-                let wire = lane.channel.into_wire(Arc::clone(&region), lane.lend);
-                wires.push(wire.map_err(Trouble::System)?);
+                wires.push(lane.wire);
             }
             last_word(&mut control)?;
             let control = control.into_wire(region, Span::default()).map_err(Trouble::System)?;
@@ -291,11 +327,9 @@ struct Setup {
     lanes: Vec<Lane>,
 }
 
-/// A lane before it is a wire.
+/// A lane of a set-up.
 struct Lane {
-    channel: Channel,
-    /// Lent by us.
-    lend: Span,
+    wire: Wire,
     /// Lent by the peer.
     lent_blocks: u32,
 }

@@ -165,17 +165,26 @@ fn key() -> Key {
     Key::from_bytes(b"the pair's key")
 }
 
+fn options(
+    peer: Option<String>,
+    listen: Option<String>,
+    key: Key,
+    timeout: Duration,
+) -> LinkOptions {
+    let (transport, rdma) = (Choice::Tcp, RdmaOptions::default());
+    LinkOptions { peer, listen, key, timeout, transport, rdma }
+}
+
 fn listening(node: &Arc<TestNode>, timeout: Duration) -> (Link, String) {
     let listen = Some("127.0.0.1:0".to_owned());
-    let options = LinkOptions { peer: None, listen, key: key(), timeout };
+    let options = options(None, listen, key(), timeout);
     let link = Link::start(Arc::clone(node) as Arc<dyn LinkNode>, options).unwrap();
     let address = link.listen_address().unwrap().to_string();
     (link, address)
 }
 
 fn dialling(node: &Arc<TestNode>, address: &str, key: Key) -> Link {
-    let options =
-        LinkOptions { peer: Some(address.to_owned()), listen: None, key, timeout: TIMEOUT };
+    let options = options(Some(address.to_owned()), None, key, TIMEOUT);
     Link::start(Arc::clone(node) as Arc<dyn LinkNode>, options).unwrap()
 }
 

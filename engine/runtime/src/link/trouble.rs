@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 
+use rdma_fallback::rdma::SettleError;
 use rdma_fallback::{ChannelError, ChannelFault};
 use twinpoint_core::contract::Refusal;
 use twinpoint_core::units::ShardId;
@@ -51,6 +52,8 @@ pub(super) enum Trouble {
     },
     /// A newer set-up took this one's place.
     Superseded,
+    /// A lane has no transport that will do for both sides.
+    Transport(SettleError),
     /// This node stops, restarts, or changed its role.
     Stopping,
 }
@@ -89,6 +92,7 @@ impl Trouble {
             Trouble::LanesMissing { .. } => 109,
             Trouble::Superseded => 110,
             Trouble::Stopping => 111,
+            Trouble::Transport(_) => 112,
         }
     }
 
@@ -96,6 +100,7 @@ impl Trouble {
         match self {
             Trouble::Told(told) => TroubleKey(self.code(), told.code, None),
             Trouble::System(error) => TroubleKey(self.code(), 0, Some(error.kind())),
+            Trouble::Transport(error) => TroubleKey(self.code(), settle_kind(error), None),
             Trouble::Channel(step, error) => {
                 let (kind, io) = channel_kind(error);
                 TroubleKey(self.code(), 100 * *step as u16 + kind, io)
@@ -119,7 +124,10 @@ impl Trouble {
 
     /// Whether the peer can still be told.
     pub(super) fn leaves_channel_whole(&self) -> bool {
-        !matches!(self, Trouble::Channel(..) | Trouble::Told(_) | Trouble::System(_))
+        !matches!(
+            self,
+            Trouble::Channel(..) | Trouble::Told(_) | Trouble::System(_) | Trouble::Transport(_)
+        )
     }
 }
 
@@ -132,6 +140,25 @@ fn channel_kind(error: &ChannelError) -> (u16, Option<io::ErrorKind>) {
         ChannelError::Io(error) => (5, Some(error.kind())),
         ChannelError::Protocol(ChannelFault::Magic) => (6, None),
         ChannelError::Protocol(_) => (7, None),
+    }
+}
+
+fn settle_kind(error: &SettleError) -> u16 {
+    match error {
+        SettleError::Channel(_) => 1,
+        SettleError::Unexpected => 2,
+        SettleError::System(_) => 3,
+        SettleError::RdmaNeeded(_) => 4,
+        SettleError::PeerNeedsRdma(_) => 5,
+    }
+}
+
+impl From<SettleError> for Trouble {
+    fn from(error: SettleError) -> Trouble {
+        match error {
+            SettleError::Channel(error) => Trouble::Channel(Step::Lane, error),
+            error => Trouble::Transport(error),
+        }
     }
 }
 
@@ -166,6 +193,7 @@ impl fmt::Display for Trouble {
                 write!(f, "{there} of {wanted} lanes came: check the network between the two nodes")
             }
             Trouble::Superseded => write!(f, "a newer set-up took the place of this one"),
+            Trouble::Transport(error) => error.fmt(f),
             Trouble::Stopping => write!(f, "the node stops, restarts or changes its role"),
         }
     }

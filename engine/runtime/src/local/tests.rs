@@ -10,11 +10,13 @@ use twinpoint_core::message::Role;
 use super::*;
 use crate::device::{Caching, DeviceError, Prefill};
 use crate::node::{Node, NodeError};
-use crate::options::NodeOptions;
+use crate::options::{Choice, NodeOptions, RdmaOptions};
 use crate::store::{FormatOptions, format_store};
 
 fn start(folder: &Path) -> Node {
     let options = NodeOptions {
+        transport: Choice::Tcp,
+        rdma: RdmaOptions::default(),
         store: folder.join("store"),
         role: Role::Primary,
         cores: Vec::new(),

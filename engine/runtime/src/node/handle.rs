@@ -132,6 +132,7 @@ impl LinkNode for NodeHandle {
     }
 
     fn begin_session(&self, session: NewSession) {
+        *self.inner.transport.lock().expect("nobody panics with it") = session.transport();
         self.inner.caller.begin_session(session);
     }
 
@@ -176,6 +177,7 @@ impl NodeHandle {
         let data_blocks = u64::from(geometry.data_blocks()) * u64::from(geometry.shards);
         let latencies = self.inner.latencies.lock().expect("nobody panics with the latencies");
         let is_up = self.inner.caller.session_is_up();
+        let transport = self.inner.transport.lock().expect("nobody panics with it");
         NodeStatus {
             schema: STATUS_SCHEMA,
             role: coordinator.role.into(),
@@ -196,7 +198,7 @@ impl NodeHandle {
             },
             peer: PeerStatus {
                 state: coordinator.peer.to_owned(),
-                transport: is_up.then(|| "tcp".to_owned()),
+                transport: is_up.then(|| (*transport).to_owned()),
                 address: self
                     .inner
                     .options

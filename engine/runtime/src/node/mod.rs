@@ -66,6 +66,8 @@ struct Inner {
     lends: Vec<(BufferId, u32)>,
     latencies: Arc<Mutex<Latencies>>,
     shared: Mutex<Option<Arc<Shared>>>,
+    /// What the lanes of the last session run over.
+    transport: Mutex<&'static str>,
     /// Of the workers that run now, those that nobody took yet.
     locals: Mutex<Vec<LocalClient>>,
     stopping: AtomicBool,
@@ -105,6 +107,7 @@ impl Node {
             lends: plan.lends(),
             latencies: Arc::new(Mutex::new(Latencies::new())),
             shared: Mutex::new(None),
+            transport: Mutex::default(),
             locals: Mutex::default(),
             stopping: AtomicBool::new(false),
             began: Instant::now(),
@@ -167,6 +170,8 @@ impl Node {
                 listen: options.listen.clone(),
                 key,
                 timeout: options.peer_timeout,
+                transport: options.transport,
+                rdma: options.rdma.clone(),
             };
             let name = options.listen.clone().unwrap_or_default();
             let link = Link::start(Arc::new(self.handle.clone()), link);

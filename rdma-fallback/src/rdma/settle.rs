@@ -1,0 +1,333 @@
+//! Settle: how the two ends of a channel agree on RDMA or on TCP, and make their wires.
+//!
+//! It is the last step of set-up, for each connection by itself, so one peer may be reached over RDMA and another over
+//! TCP, and a peer that fell back to TCP is asked again with its next connection.
+//!
+//! ```text
+//!   dialler: Propose  ->            either side may say Verdict instead of its next word, with the reason;
+//!            <- Invite              the other then says its own
+//!            Join     ->
+//!        both connect
+//!         Verdict    <->  Verdict   RDMA if both are good; else TCP if it will do for both; else no wire
+//! ```
+//!
+//! Invariant: each side says one verdict and hears one, so both know the same, and the channel can become a TCP wire.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::adapter::Adapters;
+use super::connect::{Calling, Connected, Ground, Listening, Proofs, RdmaFault};
+use super::options::{Choice, OptionFault, RdmaOptions, probe};
+use super::setup_frame::{Endpoint, NONCE_BYTES, SETUP_FRAME_BYTES_MAX, SetupFrame};
+use super::wire::RdmaWire;
+use crate::handshake::Role;
+use crate::{Channel, ChannelError, Region, Span, Wire};
+
+/// Before the nonce in a proof: says which side's it is.
+const DIALLER_PROOF: &[u8] = b"rdma dialler";
+const LISTENER_PROOF: &[u8] = b"rdma listener";
+
+/// Longest time for one agreement, so that no moment is beyond the clock's range.
+const LIMIT_MAX: Duration = Duration::from_secs(3600);
+
+/// Makes wires of channels, over the transport that both sides can and want. One for a node's region.
+pub struct Transports {
+    choice: Choice,
+    options: RdmaOptions,
+    region: Arc<Region>,
+    adapters: Adapters,
+}
+
+/// A wire, and why it is not an RDMA one.
+#[derive(Debug)]
+pub struct Settled {
+    /// Over RDMA or TCP.
+    pub wire: Wire,
+    /// Why TCP is used: one line for the log. None for RDMA.
+    pub without_rdma: Option<String>,
+}
+
+/// Why there is no wire. The channel is gone.
+#[derive(Debug)]
+pub enum SettleError {
+    /// The channel failed, or the peer said something else than it has to.
+    Channel(ChannelError),
+    /// The peer's words make no sense here.
+    Unexpected,
+    /// The system refused the wire.
+    System(io::Error),
+    /// RDMA was asked for here, and cannot be had: why.
+    RdmaNeeded(String),
+    /// RDMA was asked for at the peer, and cannot be had: why.
+    PeerNeedsRdma(String),
+}
+
+impl fmt::Display for SettleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SettleError::Channel(error) => error.fmt(f),
+            SettleError::Unexpected => write!(f, "unexpected words about RDMA"),
+            SettleError::System(error) => error.fmt(f),
+            SettleError::RdmaNeeded(reason) => write!(f, "no RDMA, which was asked for: {reason}"),
+            SettleError::PeerNeedsRdma(reason) => {
+                write!(f, "no RDMA, which the peer was asked for: {reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SettleError {}
+
+impl From<ChannelError> for SettleError {
+    fn from(error: ChannelError) -> SettleError {
+        SettleError::Channel(error)
+    }
+}
+
+/// The last word of the other side.
+struct Verdict {
+    outcome: Result<(), String>,
+    tcp_will_do: bool,
+}
+
+/// The near end of a connection with what the peer said of its own.
+type Joined = (Connected, Endpoint);
+
+impl Transports {
+    /// For connections from and into `region`.
+    ///
+    /// # Errors
+    /// [`OptionFault`] for options that are not possible.
+    pub fn new(
+        choice: Choice,
+        options: RdmaOptions,
+        region: Arc<Region>,
+    ) -> Result<Transports, OptionFault> {
+        options.check()?;
+        Ok(Transports { choice, options, region, adapters: Adapters::default() })
+    }
+
+    /// Makes a wire of a channel and lends `lend` of the region to the peer. Both sides do this at the same point of
+    /// their conversation. Blocks for at most about `limit`.
+    ///
+    /// # Errors
+    /// [`SettleError`]; there is no wire on either side then.
+    ///
+    /// # Panics
+    /// If `lend` is not inside the region.
+    pub fn settle(
+        &self,
+        channel: Channel,
+        lend: Span,
+        limit: Duration,
+    ) -> Result<Settled, SettleError> {
+        assert!(self.region.contains(lend), "{lend:?} is not inside {:?}", self.region);
+        let (now, limit) = (Instant::now(), limit.min(LIMIT_MAX));
+        // Whatever becomes of RDMA, there is time left to say so.
+        let deadline = now + self.options.connect_limit.min(limit / 3 * 2);
+        let mut talk = Talk { channel, until: now + limit };
+        let ground = Ground {
+            options: &self.options,
+            adapters: &self.adapters,
+            region: &self.region,
+            lend,
+            deadline,
+        };
+        let outcome = match talk.channel.role() {
+            Role::Dialer => self.call(&mut talk, &ground)?,
+            Role::Acceptor => self.answer(&mut talk, &ground)?,
+        };
+        match outcome {
+            Ok((connected, peer)) => {
+                let region = Arc::clone(&self.region);
+                let wire = RdmaWire::new(connected, region, lend, peer);
+                let wire = Wire::Rdma(Box::new(wire.map_err(SettleError::System)?));
+                Ok(Settled { wire, without_rdma: None })
+            }
+            Err(reason) => {
+                let wire = talk.channel.into_wire(Arc::clone(&self.region), lend);
+                let wire = wire.map_err(SettleError::System)?;
+                Ok(Settled { wire, without_rdma: Some(reason) })
+            }
+        }
+    }
+
+    /// The dialler's side. The answer is a connection, or why TCP it is.
+    fn call(
+        &self,
+        talk: &mut Talk,
+        ground: &Ground<'_>,
+    ) -> Result<Result<Joined, String>, SettleError> {
+        if let Err(fault) = self.is_possible() {
+            return self.conclude(talk, Err(fault), None);
+        }
+        talk.say(&SetupFrame::Propose)?;
+        let (at, nonce, endpoint) = match talk.hear()? {
+            SetupFrame::Invite { at, nonce, endpoint } => (at, nonce, endpoint),
+            other => return self.conclude_without(talk, other),
+        };
+        let calling = match Calling::start(ground, at) {
+            Ok(calling) => calling,
+            Err(fault) => return self.conclude(talk, Err(fault), None),
+        };
+        talk.say(&SetupFrame::Join { endpoint: calling.endpoint() })?;
+        let connected = calling.connect(ground, &proofs(&talk.channel, &nonce));
+        self.conclude(talk, connected.map(|connected| (connected, endpoint)), None)
+    }
+
+    /// The listener's side.
+    fn answer(
+        &self,
+        talk: &mut Talk,
+        ground: &Ground<'_>,
+    ) -> Result<Result<Joined, String>, SettleError> {
+        match talk.hear()? {
+            SetupFrame::Propose => {}
+            other => return self.conclude_without(talk, other),
+        }
+        let reached_at = talk.channel.local_address().map_err(SettleError::System)?.ip();
+        let listening = self.is_possible().and_then(|()| Listening::start(ground, reached_at));
+        let listening = match listening {
+            Ok(listening) => listening,
+            Err(fault) => return self.conclude(talk, Err(fault), None),
+        };
+        let (at, endpoint) = (listening.address(), listening.endpoint());
+        let nonce = random().map_err(SettleError::System)?;
+        talk.say(&SetupFrame::Invite { at, nonce, endpoint })?;
+        let peer = match talk.hear()? {
+            SetupFrame::Join { endpoint } => endpoint,
+            other => return self.conclude_without(talk, other),
+        };
+        let proofs = proofs(&talk.channel, &nonce);
+        // The caller's verdict may come first: a bad one ends the wait.
+        let (mut verdict, mut broken) = (None, None);
+        let descriptor = talk.channel.descriptor();
+        let look = || match talk.hear().and_then(verdict_of) {
+            Ok(heard) => {
+                let bad = heard.outcome.as_ref().err().cloned();
+                verdict = Some(heard);
+                bad.map_or(Ok(()), |reason| Err(RdmaFault::Peer(reason)))
+            }
+            Err(error) => {
+                broken = Some(error);
+                Err(RdmaFault::Timeout)
+            }
+        };
+        let connected = listening.accept(ground, &proofs, descriptor, look);
+        match broken {
+            Some(error) => Err(error),
+            None => self.conclude(talk, connected.map(|connected| (connected, peer)), verdict),
+        }
+    }
+
+    fn is_possible(&self) -> Result<(), RdmaFault> {
+        if self.choice == Choice::Tcp {
+            return Err(RdmaFault::NotWanted);
+        }
+        probe().map(|_| ()).map_err(RdmaFault::Probe)
+    }
+
+    /// The other side said a verdict before its turn, or something that makes no sense.
+    fn conclude_without(
+        &self,
+        talk: &mut Talk,
+        heard: SetupFrame,
+    ) -> Result<Result<Joined, String>, SettleError> {
+        let verdict = verdict_of(heard)?;
+        let Err(reason) = &verdict.outcome else { return Err(SettleError::Unexpected) };
+        let fault = RdmaFault::Peer(reason.clone());
+        self.conclude(talk, Err(fault), Some(verdict))
+    }
+
+    /// Says this side's verdict, hears the other's unless it came already, and judges as the other side does.
+    fn conclude(
+        &self,
+        talk: &mut Talk,
+        mine: Result<Joined, RdmaFault>,
+        heard: Option<Verdict>,
+    ) -> Result<Result<Joined, String>, SettleError> {
+        let tcp_will_do = self.choice != Choice::Rdma;
+        let mine = mine.map_err(|fault| fault.to_string());
+        let outcome = match &mine {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(reason.clone()),
+        };
+        talk.say(&SetupFrame::Verdict { outcome, tcp_will_do })?;
+        let theirs = match heard {
+            Some(heard) => heard,
+            None => verdict_of(talk.hear()?)?,
+        };
+        let joined = match (mine, theirs.outcome) {
+            (Ok(joined), Ok(())) => return Ok(Ok(joined)),
+            (Ok(_), Err(reason)) => RdmaFault::Peer(reason).to_string(),
+            (Err(reason), _) => reason,
+        };
+        if !tcp_will_do {
+            return Err(SettleError::RdmaNeeded(joined));
+        }
+        if !theirs.tcp_will_do {
+            return Err(SettleError::PeerNeedsRdma(joined));
+        }
+        Ok(Err(joined))
+    }
+}
+
+impl fmt::Debug for Transports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transports")
+            .field("choice", &self.choice)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The channel, until the time is up.
+struct Talk {
+    channel: Channel,
+    until: Instant,
+}
+
+impl Talk {
+    fn say(&mut self, frame: &SetupFrame) -> Result<(), SettleError> {
+        self.limit();
+        Ok(self.channel.send(&frame.encode())?)
+    }
+
+    fn hear(&mut self) -> Result<SetupFrame, SettleError> {
+        self.limit();
+        let bytes = self.channel.receive(SETUP_FRAME_BYTES_MAX)?;
+        SetupFrame::decode(&bytes).ok_or(SettleError::Unexpected)
+    }
+
+    fn limit(&mut self) {
+        self.channel.set_time_limit(self.until.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn verdict_of(frame: SetupFrame) -> Result<Verdict, SettleError> {
+    match frame {
+        SetupFrame::Verdict { outcome, tcp_will_do } => Ok(Verdict { outcome, tcp_will_do }),
+        _ => Err(SettleError::Unexpected),
+    }
+}
+
+fn proofs(channel: &Channel, nonce: &[u8; NONCE_BYTES]) -> Proofs {
+    let (mine, theirs) = match channel.role() {
+        Role::Dialer => (DIALLER_PROOF, LISTENER_PROOF),
+        Role::Acceptor => (LISTENER_PROOF, DIALLER_PROOF),
+    };
+    Proofs {
+        mine: channel.code_of_mine(&[mine, nonce].concat()),
+        theirs: channel.code_of_theirs(&[theirs, nonce].concat()),
+    }
+}
+
+fn random() -> io::Result<[u8; NONCE_BYTES]> {
+    let mut bytes = [0; NONCE_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
