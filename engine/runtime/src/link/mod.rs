@@ -38,6 +38,7 @@ mod word_limit;
 mod tests;
 
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -146,10 +147,7 @@ impl Link {
     /// # Errors
     /// What the system says of the address to listen at, or of a thread; RDMA options that are not possible.
     pub fn start(node: Arc<dyn LinkNode>, options: LinkOptions) -> io::Result<Link> {
-        let transports = Transports::new(options.transport, options.rdma, node.region());
-        let transports =
-            transports.map_err(|fault| io::Error::new(ErrorKind::InvalidInput, fault))?;
-        let shared = Arc::new(Shared::new(node, options.key, options.timeout, transports));
+        let shared = Arc::new(Shared::new(node, &options)?);
         let mut link = Link { shared, listener: None, listen_address: None, threads: Vec::new() };
         if let Some(address) = options.listen {
             let listener = Arc::new(Listener::bind(&address)?);
@@ -207,6 +205,7 @@ struct Shared {
     node: RwLock<Option<Arc<dyn LinkNode>>>,
     key: Key,
     timeout: Duration,
+    transport: Choice,
     transports: Transports,
     /// Why the last lane was made without RDMA: told once for each reason.
     without_rdma: Mutex<Option<String>>,
@@ -221,11 +220,15 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(node: Arc<dyn LinkNode>, key: Key, timeout: Duration, transports: Transports) -> Shared {
-        Shared {
+    fn new(node: Arc<dyn LinkNode>, options: &LinkOptions) -> io::Result<Shared> {
+        let transports = Transports::new(options.transport, options.rdma.clone(), node.region());
+        let transports =
+            transports.map_err(|fault| io::Error::new(ErrorKind::InvalidInput, fault))?;
+        Ok(Shared {
             node: RwLock::new(Some(node)),
-            key,
-            timeout,
+            key: options.key.clone(),
+            timeout: options.timeout,
+            transport: options.transport,
             transports,
             without_rdma: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -235,7 +238,7 @@ impl Shared {
             callers: Arc::default(),
             strangers: Mutex::default(),
             refusals: Mutex::default(),
-        }
+        })
     }
 
     /// Calls into the node, unless the link stops. Not to be nested: a stop between the two would wait for ever.
@@ -285,8 +288,9 @@ impl Shared {
     /// Agrees with the peer on what a lane runs over, and makes its wire.
     fn settle(&self, channel: Channel, lend: Span, limit: Limit) -> Result<Wire, Trouble> {
         let settled = self.transports.settle(channel, lend, limit.left()?)?;
-        let last = std::mem::replace(&mut *lock(&self.without_rdma), settled.without_rdma.clone());
-        if let Some(reason) = settled.without_rdma.filter(|reason| last.as_ref() != Some(reason)) {
+        let reason = settled.without_rdma.filter(|_| self.transport != Choice::Tcp);
+        let last = mem::replace(&mut *lock(&self.without_rdma), reason.clone());
+        if let Some(reason) = reason.filter(|reason| last.as_ref() != Some(reason)) {
             self.log(format!("replicating over TCP: {reason}"));
         }
         Ok(settled.wire)

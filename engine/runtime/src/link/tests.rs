@@ -226,11 +226,20 @@ fn greet(address: &str, hello: Hello) -> Result<(Channel, SessionId), Told> {
     }
 }
 
-fn open_lane(address: &str, session: SessionId, shard: u16) -> (Channel, SetupMessage) {
+/// Calls as a lane; one that is accepted becomes a wire.
+fn open_lane(address: &str, session: SessionId, shard: u16) -> (Option<Wire>, SetupMessage) {
     let mut lane = dial(address, &key(), TIMEOUT).unwrap();
     say(&mut lane, &SetupMessage::LaneHello { session, shard: ShardId(shard), lent_blocks: 0 });
     let answer = hear(&mut lane);
-    (lane, answer)
+    let is_accepted = matches!(answer, SetupMessage::LaneAccept { .. });
+    (is_accepted.then(|| settle(lane)), answer)
+}
+
+/// What a lane whose peer accepted it becomes.
+fn settle(lane: Channel) -> Wire {
+    let region = Arc::new(Region::new(rdma_fallback::PAGE_BYTES).unwrap());
+    let transports = Transports::new(Choice::Tcp, RdmaOptions::default(), region).unwrap();
+    transports.settle(lane, Span::default(), TIMEOUT).unwrap().wire
 }
 
 fn say(channel: &mut Channel, message: &SetupMessage) {
@@ -623,6 +632,7 @@ fn a_peer_that_breaks_off_anywhere_is_tried_again() {
             continue;
         }
         say(&mut lane, &SetupMessage::LaneAccept { shard, lent_blocks: LENT });
+        let _lane = settle(lane);
         assert!(lock(&primary.sessions).is_empty());
         say(&mut control, &SetupMessage::Ready);
         assert_eq!(primary.session().lanes.len(), 1);

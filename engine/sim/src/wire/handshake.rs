@@ -41,6 +41,12 @@ impl World {
             }
             return;
         }
+        let is_stale = matches!(reply, Reply::Refused(Refusal::StaleTerm { .. }));
+        if is_stale && matches!(what, TicketUse::PeerHello { .. }) && self.process(node).serves {
+            // A primary was called by another one, and judged itself, whether or not its answer gets through.
+            self.deposed(node);
+            return;
+        }
         if !self.network_is_up || self.is_cut[node] || !self.is_alive(peer) {
             return;
         }
@@ -68,12 +74,8 @@ impl World {
                 }
             }
             (TicketUse::PeerHello { dialer, dialer_life, .. }, Reply::Refused(refusal)) => {
-                let is_stale = matches!(refusal, Refusal::StaleTerm { .. });
                 if !is_stale {
                     self.refused(dialer, node, &refusal);
-                } else if self.process(node).serves {
-                    // A primary was called by another one, and judged itself.
-                    self.deposed(node);
                 } else {
                     let what = TicketUse::RefuserHello { dialer, dialer_life };
                     self.ask(node, what, Command::Hello);
