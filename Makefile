@@ -8,19 +8,22 @@ CARGO ?= cargo
 # Flags for the demo, such as DEMO="--keep", and for the benchmark, such as BENCH="--quick".
 DEMO ?=
 BENCH ?=
+# Which scenarios, and flags, such as LAB="mirror --short".
+LAB ?= all
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # Release speed matters to the tests that kill real processes, link-time optimisation does not.
 TEST_ENVIRONMENT := CARGO_PROFILE_RELEASE_LTO=off
 
 say = @printf '\n== %s (%s)\n' "$(1)" "$$(date +%H:%M:%S)"
 
-.PHONY: help setup build demo test fmt fmt-check lint unit doc loom bench clean
+.PHONY: help setup build demo test fmt fmt-check lint unit doc loom asan lab bench clean
 .NOTPARALLEL:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## build the release binaries: target/release/twinpoint and its kin
+	@tools/setup.sh build
 	$(CARGO) build --release --locked
 
 demo: ## two stores, a file system across them, the first node killed, the second one carries on
@@ -55,9 +58,18 @@ loom: ## every interleaving of the ring between threads
 	RUSTFLAGS="--cfg loom" $(TEST_ENVIRONMENT) $(CARGO) test --release --locked --target-dir "$(TARGET)/loom" \
 	  --package twinpoint-runtime --test ring_model
 
+asan: ## the runtime's tests under AddressSanitizer, leaks included
+	$(call say,address sanitizer)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --locked --target-dir "$(TARGET)/asan" \
+	  --target x86_64-unknown-linux-gnu --package twinpoint-runtime
+
 doc: ## the documentation of the code, warnings denied
 	$(call say,documentation)
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+lab: ## scenarios in virtual machines: NVMe, SoftRoCE, power cuts; see docs/LAB.md
+	@tools/setup.sh lab
+	@tools/lab/lab run $(LAB)
 
 bench: setup ## measure, and write the result under bench/results/
 	$(CARGO) run --release --locked --package twinpoint-bench -- run $(BENCH)

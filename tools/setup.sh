@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building, the demo and the tests use, if any is missing. Nothing is removed or
 # upgraded.
-# Usage: tools/setup.sh build|demo|test
+# Usage: tools/setup.sh build|demo|test|lab
 set -euo pipefail
 
 # A program, or a file by its path, that has to be there, and the package that brings it: what is there already is kept,
@@ -19,7 +19,8 @@ case "${1:-}" in
   build) wanted=("${BUILD[@]}") ;;
   demo) wanted=("${BUILD[@]}" "${DEMO[@]}") ;;
   test) wanted=("${BUILD[@]}" "${TEST[@]}") ;;
-  *) echo "usage: tools/setup.sh build|demo|test" >&2; exit 2 ;;
+  lab) wanted=("${BUILD[@]}" mmdebstrap:mmdebstrap python3:python3) ;;
+  *) echo "usage: tools/setup.sh build|demo|test|lab" >&2; exit 2 ;;
 esac
 
 if ! command -v cargo >/dev/null; then

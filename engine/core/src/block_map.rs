@@ -414,6 +414,59 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn stripes_that_fill_and_empty_in_runs_behave_like_a_tree(
+            steps in prop::collection::vec(
+                (0u64..24, 0u64..512, prop_oneof![Just(512u64), 1u64..40, 400u64..513], any::<bool>()),
+                1..120,
+            )
+        ) {
+            let volume = VolumeId(1);
+            let mut map = BlockMap::new(64);
+            let mut model = BTreeMap::new();
+            for (number, (stripe, from, count, is_written)) in steps.into_iter().enumerate() {
+                let from = if count == 512 { 0 } else { from };
+                let first = stripe * SEGMENT_BLOCKS + from;
+                for block in (first..first + count).map(LocalBlock) {
+                    let content = is_written.then(|| slot(number as u32 * 1024 + block.0 as u32));
+                    let old = match content {
+                        Some(content) => model.insert(block, content),
+                        None => model.remove(&block),
+                    };
+                    prop_assert_eq!(map.set(volume, block, content), old);
+                }
+                for (block, slot) in &model {
+                    prop_assert_eq!(map.get(volume, *block), Some(*slot), "block {}", block);
+                }
+            }
+            prop_assert_eq!(map.mapped_blocks(), model.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_stripe_that_leaves_the_whole_ones_goes_before_a_leaf_whose_first_stripe_is_gone() {
+        let volume = VolumeId(1);
+        let block = |stripe: u64, at: u64| LocalBlock(stripe * SEGMENT_BLOCKS + at);
+        let mut map = BlockMap::new(64);
+        for at in 0..SEGMENT_BLOCKS {
+            map.set(volume, block(5, at), Some(slot(at as u32)));
+        }
+        // One leaf from stripe 0 on, then without it: nothing of stripe 0 is left but the leaf's base.
+        for at in 0..4 {
+            map.set(volume, block(0, at), Some(slot(600 + at as u32)));
+            map.set(volume, block(9, at), Some(slot(700 + at as u32)));
+        }
+        for at in 0..4 {
+            map.set(volume, block(0, at), None);
+        }
+        // Discarded from its start: the whole stripe becomes a sparse one.
+        for at in 0..SEGMENT_BLOCKS {
+            map.set(volume, block(5, at), None);
+            assert_eq!(map.get(volume, block(9, 0)), Some(slot(700)), "after {at} blocks");
+        }
+    }
+
     #[test]
     fn memory_of_full_segments_is_at_most_8_bytes_a_block() {
         for segments in [57u64, 1000, 1793, 4000] {

@@ -4,7 +4,8 @@
 //! [`CHUNK_LEAVES_MAX`] leaves, and where each chunk begins. A leaf is found by two binary
 //! searches.
 //!
-//! Invariants: no leaf and no chunk is empty; a stripe is in one leaf; leaves have fewer than
+//! Invariants: no leaf and no chunk is empty; a stripe is in one leaf; all blocks of a leaf lie
+//! before the base of the next one; leaves have fewer than
 //! [`LEAF_BLOCKS_MAX`] blocks, and two neighbours of one chunk have more than
 //! [`MERGED_BLOCKS_MAX`] together, so that the index is a small share of the whole.
 
@@ -87,7 +88,10 @@ impl Leaves {
         if let Some((chunk, index)) = self.locate(first) {
             let mut before = self.chunks[chunk][index].entries();
             let behind = before.split_off(before.partition_point(|(block, _)| *block < first));
-            if !before.is_empty() && !behind.is_empty() {
+            if before.is_empty() {
+                // Its base may still be that of a stripe that is gone, and lie before the new one.
+                self.replace_leaf(chunk, index, Leaf::new(&behind, 0));
+            } else if !behind.is_empty() {
                 self.replace_leaf(chunk, index, Leaf::new(&before, 0));
                 self.insert_leaf(Leaf::new(&behind, 0));
             }
@@ -288,6 +292,8 @@ mod tests {
                     assert_eq!(entries.len(), leaf.count());
                     assert!(entries.is_sorted_by_key(|(block, _)| *block));
                     assert!(last < Some(entries[0].0.0 / SEGMENT_BLOCKS), "a stripe in two leaves");
+                    let base = leaf.base().0 / SEGMENT_BLOCKS;
+                    assert!(last < Some(base), "blocks behind the next leaf's base");
                     assert!(leaf.base() <= entries[0].0);
                     last = Some(entries[entries.len() - 1].0.0 / SEGMENT_BLOCKS);
                     bytes += leaf.heap_bytes();
