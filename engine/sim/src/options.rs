@@ -81,7 +81,10 @@ impl Options {
             paired,
             clients: random.between(1, 12) as usize,
             commands: random.between(100, 900),
-            blocks_per_stripe: if tight {
+            // The map keeps whole stripes in another form: some histories fill them.
+            blocks_per_stripe: if random.chance(20) {
+                512
+            } else if tight {
                 random.between(100, 512)
             } else {
                 random.between(4, 200)

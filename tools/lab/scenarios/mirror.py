@@ -1,10 +1,10 @@
 """Scenario 2: a mirrored store on NVMe under ext4 and xfs, through the kernel's own NBD client.
 
-fio writes blocks with checksums through each file system and reads them back; then both nodes stop in order, and the
+The lanes run over SoftRoCE, or over TCP with `--transport tcp`. fio writes blocks with checksums through each file system and reads them back; then both nodes stop in order, and the
 two devices are compared on the host, block for block.
 """
 
-from labkit import load
+from labkit import load, rdma
 from labkit.node import make_pair
 
 TITLE = "a mirror on NVMe: ext4 and xfs over nbd.ko, fio verify, stores compared"
@@ -18,6 +18,10 @@ FILE_SYSTEMS = {
 def play(lab):
     disks = [lab.disk("a", 512), lab.disk("b", 512)]
     guests = lab.pair([disks[0]], [disks[1]])
+    over = "tcp" if lab.options.transport == "tcp" else "rdma"
+    if over == "rdma":
+        for guest in guests:
+            rdma.link_up(guest)
     nodes = make_pair(lab, guests, volume="320MiB")
     a = guests[0]
     megabytes = 8 if lab.options.short else 24
@@ -31,6 +35,7 @@ def play(lab):
         nodes[0].detach()
         lab.note(f"{name}: 2 x {megabytes} MiB verified, checked; {load.writes_per_second(random):.0f} writes/s of 4 KiB")
     status = nodes[0].status()
+    lab.check(status["peer"]["transport"] == over, f"not over {over}: {status['peer']}")
     lab.note(f"replicated over {status['peer']['transport']}: {status['traffic']['wire_bytes_sent']['data'] >> 20} MiB of data")
     for node in nodes:
         node.stop()

@@ -205,7 +205,7 @@ impl Coordinator {
         let mut peer = Peer::new(image.base, now);
         if !image.superblock.secondary {
             // What was committed here as a primary may have been answered: it is dropped for nobody without a word.
-            peer.told_committed = image.committed;
+            peer.answered = image.committed;
         }
         let mut coordinator = Coordinator {
             role,

@@ -25,6 +25,9 @@ pub(super) struct Peer {
     pub told_base: CpNumber,
     /// Secondary: what the primary said is committed there.
     pub told_committed: CpNumber,
+    /// Secondary that was a primary: what may have been answered. Nothing of it is dropped without a word, and the
+    /// peer need not have it.
+    pub answered: CpNumber,
     /// Primary: carrying on without it.
     pub alone: bool,
     /// Primary: answers wait for the peer again; it was alone until this CP.
@@ -52,6 +55,7 @@ impl Peer {
             ordered: base,
             told_base: base,
             told_committed: base,
+            answered: base,
             alone: false,
             rejoin: None,
             heard: now,
@@ -90,7 +94,10 @@ impl Coordinator {
         // A living primary holds on to all that it sealed: a secondary that committed it sooner need not go back.
         let (last, base) = match self.role {
             Role::Primary => (self.open.previous().max(self.committed), self.base()),
-            Role::Secondary => (self.committed, self.peer.told_base.max(self.peer.told_committed)),
+            Role::Secondary => {
+                let told = self.peer.told_base.max(self.peer.told_committed);
+                (self.committed, told.max(self.peer.answered))
+            }
         };
         Hello {
             role: self.role,
