@@ -83,11 +83,12 @@ impl Coordinator {
     }
 
     fn promote(&mut self, ticket: Ticket, force: bool) -> Result<(), Refusal> {
-        if self.role == Role::Primary {
-            return Err(Refusal::NotSecondary);
-        }
+        // Not primary before its term is durable: who asks again meanwhile hears that it is under way.
         if self.promoting.is_some() || self.superblock_job.drops_branch() {
             return Err(Refusal::SessionEnding);
+        }
+        if self.role == Role::Primary {
+            return Err(Refusal::NotSecondary);
         }
         if let Some(cp) = self.peer.diverged() {
             return Err(Refusal::RootDiffers(cp));
