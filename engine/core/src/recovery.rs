@@ -429,6 +429,10 @@ fn read_strays(
     header: &ShardHeader,
     records: &[FoundRecord],
 ) -> Result<Vec<FoundRecord>, RecoveryError> {
+    if superblock.clean {
+        // It knows itself how far the history was committed.
+        return Ok(Vec::new());
+    }
     let geometry = superblock.geometry;
     let capacity = geometry.journal_blocks;
     let sequence = header.journal.sequence + records.len() as u64;
@@ -436,19 +440,32 @@ fn read_strays(
     let mut start = 0;
     while start < capacity {
         let count = (capacity - start).min(READ_BLOCKS as u32);
-        let bytes = read(source, geometry.journal_block(id, start), count as usize)?;
+        let bytes = read_what_can_be(source, geometry.journal_block(id, start), count as usize);
         for (index, block) in (start..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
             let is_newer = RecordHeader::peek(block).is_ok_and(|head| {
                 head.store == superblock.store && head.shard == id && head.sequence >= sequence
             });
             if is_newer {
-                strays.extend(read_record(source, &geometry, id, index, capacity - index)?);
+                let found = read_record(source, &geometry, id, index, capacity - index);
+                strays.extend(found.ok().flatten());
             }
         }
         start += count;
     }
     strays.retain(|found| found.record.sequence >= sequence);
     Ok(strays)
+}
+
+/// Blocks that may say something; those that cannot be read say nothing, and are zeroes.
+fn read_what_can_be(source: &mut dyn BlockSource, first: DeviceBlock, count: usize) -> Vec<u8> {
+    read(source, first, count).unwrap_or_else(|_| {
+        let blocks = (first.0..).take(count);
+        blocks
+            .flat_map(|block| {
+                read(source, DeviceBlock(block), 1).unwrap_or_else(|_| vec![0; BLOCK_BYTES])
+            })
+            .collect()
+    })
 }
 
 fn read_record(
@@ -576,8 +593,8 @@ fn run_is_whole<'a>(
 
 /// The last CP that a structure says is committed on both sides.
 fn known_base(survey: &Survey) -> CpNumber {
-    let records =
-        survey.shards.iter().flat_map(|shard| shard.records.iter().map(|found| found.record.base));
+    let records = survey.shards.iter().flat_map(|shard| shard.records.iter().chain(&shard.strays));
+    let records = records.map(|found| found.record.base);
     let checkpoints = survey.shards.iter().map(|shard| shard.header.checkpoint);
     records.chain(checkpoints).max().unwrap_or_default().max(survey.superblock.base)
 }

@@ -33,7 +33,7 @@ pub fn judge(primary: &Hello, secondary: &Hello) -> Result<CpNumber, Refusal> {
         return Err(Refusal::NoCommonHistory);
     };
     if secondary.last > common.min(primary.last) {
-        if secondary.base > common {
+        if secondary.base > common && secondary.last > common {
             return Err(Refusal::Branch { common, theirs: secondary.last });
         }
         if secondary.base > primary.last {

@@ -149,10 +149,12 @@ impl Worker {
     /// A lane's wire is closed: its posts are over, then the shard hears that it is down.
     fn lane_ended(&mut self, shard: ShardId, mut lane: LanePort) -> Result<(), UringError> {
         self.forget_lane_watches(lane_number(shard.0, lane.session))?;
-        for io in lane.abandon() {
+        let posts = lane.abandon();
+        // The wire first: until it is gone a card may still read what was posted.
+        drop(lane);
+        for io in posts {
             self.shard_event(shard, ShardEvent::Posted { io });
         }
-        drop(lane);
         self.shard_event(shard, ShardEvent::LaneDown);
         Ok(())
     }

@@ -280,10 +280,12 @@ impl Listening {
         also: RawFd,
         mut look: impl FnMut() -> Result<(), RdmaFault>,
     ) -> Result<Connected, RdmaFault> {
-        let Listening { listener, mut queues, .. } = self;
+        let Listening { listener, queues, .. } = self;
         let channel = Arc::clone(listener.channel());
         let mut also = Some(also);
         let mut caller: Option<Id> = None;
+        // Dropped before the caller's end, whatever happens.
+        let mut queues = queues;
         loop {
             match ground.next(&channel, also)? {
                 None => {

@@ -15,7 +15,7 @@ impl Coordinator {
     pub(super) fn command(&mut self, ticket: Ticket, command: Command) {
         let result = match command {
             // Nobody may hear of a term that a crash could still take back.
-            Command::Hello if !self.serving || self.promoting.is_some() => {
+            Command::Hello if !self.serving || self.promoting.is_some() || self.leaving => {
                 Err(Refusal::SessionEnding)
             }
             Command::Hello => {
@@ -24,7 +24,7 @@ impl Coordinator {
             }
             Command::Stop => self.stop(ticket),
             _ if self.failed => Err(Refusal::StoreFailed),
-            _ if self.stopping.is_some() => Err(Refusal::Stopping),
+            _ if self.stopping.is_some() || self.leaving => Err(Refusal::Stopping),
             Command::Judge(theirs) => self.judge_peer(&theirs).map(|from| {
                 self.act(CoordinatorAction::Reply(ticket, Reply::Accepted(from)));
             }),

@@ -101,6 +101,8 @@ pub struct Coordinator {
     superblock_job: SuperblockJob,
     catalog: Catalog,
     failed: bool,
+    /// The store is about to be opened anew: nothing is agreed on any more.
+    leaving: bool,
     /// The superblock says that the store is in use, and in which history.
     serving: bool,
     now: Instant,
@@ -203,8 +205,9 @@ impl Coordinator {
         now: Instant,
     ) -> Coordinator {
         let mut peer = Peer::new(image.base, now);
-        if !image.superblock.secondary {
-            // What was committed here as a primary may have been answered: it is dropped for nobody without a word.
+        if !image.superblock.secondary || image.superblock.branch.is_some() {
+            // What was committed here as a primary may have been answered, and a branch goes by its name only: neither
+            // is dropped for anybody without a word.
             peer.answered = image.committed;
         }
         let mut coordinator = Coordinator {
@@ -232,6 +235,7 @@ impl Coordinator {
             superblock_job: SuperblockJob::default(),
             catalog: image.catalog,
             failed: false,
+            leaving: false,
             serving: false,
             now,
             open_is_empty: true,
@@ -337,7 +341,6 @@ impl Coordinator {
                 self.superblock.open_history(self.superblock.term, self.committed);
             }
             self.superblock.secondary = false;
-            self.superblock.branch = None;
         }
         // From now on the store is in use: a stop that is not clean shows.
         self.superblock.clean = false;
@@ -355,7 +358,7 @@ impl Coordinator {
     }
 
     fn upkeep(&mut self) {
-        if self.failed {
+        if self.failed || self.leaving {
             return;
         }
         self.watch_peer();
@@ -388,7 +391,7 @@ impl Coordinator {
             Report::HeldByBase => self.held_by_base = true,
             Report::Stuck => {
                 self.log("the journal is full of CPs that the primary did not confirm: opening the store anew".to_owned());
-                self.act(CoordinatorAction::Restart(self.committed));
+                self.restart(self.committed);
             }
             Report::CaughtUp => self.peer.caught_up(shard),
             Report::Failed => {
@@ -452,6 +455,12 @@ impl Coordinator {
         let volumes = self.catalog.volumes.iter().map(|volume| volume.id).collect();
         self.order_all(&Order::Catalog(volumes));
         self.act(CoordinatorAction::Publish(self.catalog.clone(), self.role == Role::Primary));
+    }
+
+    /// Has the store opened anew, as of this CP.
+    fn restart(&mut self, cp: CpNumber) {
+        self.leaving = true;
+        self.act(CoordinatorAction::Restart(cp));
     }
 
     fn act(&mut self, action: CoordinatorAction) {

@@ -103,7 +103,11 @@ impl Coordinator {
             role: self.role,
             store: self.superblock.store,
             geometry: self.superblock.geometry,
-            term: self.superblock.term,
+            // Who knows of a newer term follows no older one.
+            term: self
+                .superblock
+                .deposed_by
+                .map_or(self.superblock.term, |by| by.max(self.superblock.term)),
             history: self.superblock.history.clone(),
             last,
             base,
@@ -121,8 +125,7 @@ impl Coordinator {
             self.close_peer("the primary opened another session");
         }
         let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
-        let is_changing = self.promoting.is_some() || self.superblock_job.drops_branch();
-        if !self.session_is_over() || points_under_way || is_changing || self.failed {
+        if !self.session_is_over() || points_under_way || self.is_changing() || self.failed {
             self.refuse(ticket, Refusal::SessionEnding);
             return;
         }
@@ -133,7 +136,7 @@ impl Coordinator {
                     "CPs after {cp} were never answered on the primary: going back to CP {cp}"
                 ));
                 self.refuse(ticket, Refusal::Rewind(cp));
-                self.act(CoordinatorAction::Restart(cp));
+                self.restart(cp);
                 return;
             }
             Err(refusal) => {
@@ -160,6 +163,11 @@ impl Coordinator {
         } else {
             self.answer_hello(ticket);
         }
+    }
+
+    /// What this side would say of itself may not hold for long.
+    fn is_changing(&self) -> bool {
+        self.promoting.is_some() || self.superblock_job.drops_branch() || self.leaving
     }
 
     /// The pair's other store leads in a newer term, and this one cannot follow it: a promotion here has to know, and a
@@ -195,7 +203,7 @@ impl Coordinator {
 
     /// Secondary: says hello to a primary that was found good.
     pub(super) fn answer_hello(&mut self, ticket: Ticket) {
-        let reply = if self.peer.is_absent() {
+        let reply = if self.peer.is_absent() && !self.is_changing() {
             Reply::Hello(Box::new(self.hello()))
         } else {
             Reply::Refused(Refusal::SessionEnding)

@@ -4,7 +4,7 @@
 //! a torn or rotten copy never brings an older state back.
 
 use super::Coordinator;
-use crate::contract::{CoordinatorAction, IoToken, Reply, Ticket};
+use crate::contract::{CoordinatorAction, IoToken, Refusal, Reply, Ticket};
 use crate::geometry::Geometry;
 use crate::units::CpNumber;
 
@@ -112,6 +112,10 @@ impl Coordinator {
     }
 
     fn superblock_written(&mut self, then: Then) {
+        if self.failed {
+            self.superblock_written_late(then);
+            return;
+        }
         match then {
             Then::Serve => self.serve(),
             // The peer may have come back meanwhile.
@@ -128,10 +132,21 @@ impl Coordinator {
             Then::Promoted(ticket, last) => self.promoted(ticket, last),
             Then::BranchDropped(ticket, common) => {
                 self.act(CoordinatorAction::Reply(ticket, Reply::BranchDropped(common)));
-                self.act(CoordinatorAction::Restart(common));
+                self.restart(common);
             }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
             Then::Nothing => {}
+        }
+    }
+
+    /// The store failed meanwhile: nothing begins any more (R9).
+    fn superblock_written_late(&mut self, then: Then) {
+        match then {
+            Then::Hello(ticket) | Then::Promoted(ticket, _) | Then::BranchDropped(ticket, _) => {
+                self.refuse(ticket, Refusal::StoreFailed);
+            }
+            Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
+            Then::Serve | Then::Alone | Then::BaseGivenUp | Then::Nothing => {}
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Longest path of a unix socket, in bytes: the kernel's structure has room for 108 with a zero at the end.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -37,7 +38,9 @@ pub(super) fn check_place(path: &Path) -> io::Result<()> {
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let folder = folder.join(format!(".twinpoint-{}", std::process::id()));
+    // A name of its own each time: a process that was killed here leaves its folder, and numbers of processes come again.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let folder = folder.join(format!(".twinpoint-{}-{}", std::process::id(), now.as_nanos()));
     DirBuilder::new().mode(0o700).create(&folder).map_err(|error| {
         let text = format!("cannot create a socket at {}: {error}", path.display());
         io::Error::new(error.kind(), text)

@@ -1,0 +1,293 @@
+//! The coordinator at the moments where terms, branches and restarts meet: a hello, a promotion, a dropped branch, and
+//! what happens when the other one comes before it is durable. The simulator plays the same with whole pairs; here each
+//! moment is set by hand.
+
+#![expect(clippy::unwrap_used, reason = "a test's failure is a panic, in its helpers too")]
+
+use twinpoint_core::catalog::Catalog;
+use twinpoint_core::contract::{
+    Command, CoordinatorAction, CoordinatorEvent, IoToken, PeerSession, Refusal, Reply, Report,
+    Ticket,
+};
+use twinpoint_core::coordinator::{
+    Coordinator, CoordinatorImage, CoordinatorOptions, OnPeerLoss, Replication,
+};
+use twinpoint_core::geometry::Geometry;
+use twinpoint_core::message::{Hello, PeerMessage, Role};
+use twinpoint_core::superblock::{Superblock, TermStart};
+use twinpoint_core::units::{BufferId, CpNumber, Instant, Root, ShardId, StoreId, Term};
+
+/// A history: terms and their first CPs.
+type Terms<'a> = &'a [(u64, u64)];
+
+const OLD: Terms<'static> = &[(1, 1)];
+const NEW: Terms<'static> = &[(1, 1), (2, 21)];
+
+/// One node's coordinator, its device, and what it said.
+struct Node {
+    coordinator: Coordinator,
+    /// Writes and flushes of the superblock under way.
+    pending: Vec<IoToken>,
+    replies: Vec<(Ticket, Reply)>,
+    restart: Option<CpNumber>,
+    opened_gate: bool,
+    /// The last one that was written.
+    superblock: Option<Superblock>,
+}
+
+impl Node {
+    /// A store that was opened as a secondary's: a former primary's, or one that followed.
+    fn secondary(followed: bool, history: Terms<'_>, committed: u64, base: u64) -> Node {
+        let superblock = Superblock {
+            store: StoreId([7; 16]),
+            geometry: geometry(),
+            sequence: 1,
+            term: Term(history.last().unwrap().0),
+            history: starts(history),
+            committed: CpNumber(base),
+            base: CpNumber(base),
+            paired: true,
+            secondary: followed,
+            alone_since: None,
+            base_given_up: false,
+            deposed_by: None,
+            branch: None,
+            clean: false,
+        };
+        Node::open(superblock, committed, base)
+    }
+
+    fn open(superblock: Superblock, committed: u64, base: u64) -> Node {
+        let image = CoordinatorImage {
+            superblock,
+            catalog: Catalog::default(),
+            committed: CpNumber(committed),
+            base: CpNumber(base),
+            roots: vec![Root(1)],
+        };
+        let options = CoordinatorOptions {
+            paired: true,
+            replication: Replication::Sync,
+            on_peer_loss: OnPeerLoss::Stall,
+            cp_interval_ns: 1_000_000,
+            points_in_flight: 4,
+            peer_timeout_ns: 5_000_000_000,
+            lag_points: 10,
+            lag_bytes: 1 << 20,
+            lag_ns: 1 << 40,
+        };
+        let mut node = Node {
+            coordinator: Coordinator::new(image, Role::Secondary, options, Instant(0)),
+            pending: Vec::new(),
+            replies: Vec::new(),
+            restart: None,
+            opened_gate: false,
+            superblock: None,
+        };
+        node.drain();
+        node.write_all();
+        node
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.coordinator.poll_action() {
+            match action {
+                CoordinatorAction::WriteMetadata { io, bytes, .. } => {
+                    self.superblock = Some(Superblock::decode(&bytes).unwrap());
+                    self.pending.push(io);
+                }
+                CoordinatorAction::Flush { io } => self.pending.push(io),
+                CoordinatorAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
+                CoordinatorAction::Restart(cp) => self.restart = Some(cp),
+                CoordinatorAction::OpenGate(_) => self.opened_gate = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn event(&mut self, event: CoordinatorEvent) {
+        self.coordinator.handle(Instant(1), true, event);
+        self.drain();
+    }
+
+    fn command(&mut self, ticket: u64, command: Command) {
+        self.event(CoordinatorEvent::Command(Ticket(ticket), command));
+    }
+
+    fn hello(&mut self, ticket: u64, hello: &Hello) {
+        self.event(CoordinatorEvent::PeerHello(Ticket(ticket), Box::new(hello.clone())));
+    }
+
+    /// The oldest write or flush under way ends well.
+    fn write_one(&mut self) {
+        let io = self.pending.remove(0);
+        self.event(CoordinatorEvent::Done { io, result: Ok(()) });
+    }
+
+    fn write_all(&mut self) {
+        while !self.pending.is_empty() {
+            self.write_one();
+        }
+    }
+
+    fn reply(&self, ticket: u64) -> &Reply {
+        &self.replies.iter().find(|(of, _)| *of == Ticket(ticket)).expect("it is answered").1
+    }
+
+    fn branch(&self) -> Option<String> {
+        self.superblock.as_ref().unwrap().branch.map(|branch| branch.to_string())
+    }
+
+    /// Follows a primary that says how far CPs are committed there, and loses it.
+    fn follow(&mut self, hello: &Hello, committed: u64, base: u64) {
+        self.hello(100, hello);
+        self.write_all();
+        let lanes = vec![((BufferId(0), 16), 0)];
+        self.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello: hello.clone(), lanes })));
+        let (committed, base) = (CpNumber(committed), CpNumber(base));
+        let told = PeerMessage::Committed { term: hello.term, committed, base };
+        self.event(CoordinatorEvent::PeerMessage(told.encode()));
+        self.event(CoordinatorEvent::PeerDown("the cable".into()));
+        self.event(CoordinatorEvent::Report(ShardId(0), Report::SessionEnded));
+    }
+}
+
+fn geometry() -> Geometry {
+    Geometry::plan(1 << 18, 1, None, None).unwrap()
+}
+
+fn starts(history: Terms<'_>) -> Vec<TermStart> {
+    let start =
+        |(term, first): &(u64, u64)| TermStart { term: Term(*term), first: CpNumber(*first) };
+    history.iter().map(start).collect()
+}
+
+fn primary(history: Terms<'_>, last: u64, base: u64) -> Hello {
+    Hello {
+        role: Role::Primary,
+        store: StoreId([7; 16]),
+        geometry: geometry(),
+        term: Term(history.last().unwrap().0),
+        history: starts(history),
+        last: CpNumber(last),
+        base: CpNumber(base),
+        roots: vec![Root(1)],
+    }
+}
+
+#[test]
+fn a_branch_is_named_and_dropped_by_that_name_only() {
+    let mut node = Node::secondary(false, OLD, 23, 20);
+    node.hello(1, &primary(NEW, 25, 20));
+    node.write_all();
+    assert!(matches!(node.reply(1), Reply::Refused(Refusal::Branch { .. })));
+    assert_eq!(node.branch().as_deref(), Some("t1-cp23"));
+    node.command(2, Command::BranchDrop { name: "t1-cp22".into() });
+    assert_eq!(*node.reply(2), Reply::Refused(Refusal::NoSuchBranch));
+    node.command(3, Command::BranchDrop { name: "t1-cp23".into() });
+    assert_eq!(node.restart, None, "not before the superblock has lost it");
+    node.write_all();
+    assert_eq!(*node.reply(3), Reply::BranchDropped(CpNumber(20)));
+    assert_eq!((node.restart, node.branch()), (Some(CpNumber(20)), None));
+    // Nothing is agreed on any more: the store is about to be another one.
+    node.hello(4, &primary(NEW, 25, 20));
+    node.command(5, Command::Promote { force: false });
+    node.write_all();
+    assert_eq!(*node.reply(4), Reply::Refused(Refusal::SessionEnding));
+    assert_eq!(*node.reply(5), Reply::Refused(Refusal::Stopping));
+    assert_eq!(node.branch(), None);
+}
+
+#[test]
+fn a_branch_of_a_secondary_outlasts_its_restart() {
+    // It was told that CP 25 is committed; then its primary's store was rolled back to CP 15, in the same term.
+    let mut node = Node::secondary(true, OLD, 25, 14);
+    node.follow(&primary(OLD, 30, 14), 25, 14);
+    let rolled_back = primary(&[(1, 1), (1, 16)], 15, 14);
+    node.hello(1, &rolled_back);
+    node.write_all();
+    assert_eq!(node.branch().as_deref(), Some("t1-cp25"));
+    let mut node = Node::open(node.superblock.unwrap(), 25, 14);
+    node.hello(2, &rolled_back);
+    node.write_all();
+    assert_eq!(node.restart, None);
+    assert!(matches!(node.reply(2), Reply::Refused(Refusal::Branch { .. })));
+    assert_eq!(node.branch().as_deref(), Some("t1-cp25"));
+}
+
+#[test]
+fn a_secondary_that_was_told_of_more_than_it_has_names_no_branch() {
+    let mut node = Node::secondary(true, &[(1, 1), (1, 21)], 15, 10);
+    node.follow(&primary(&[(1, 1), (1, 21)], 30, 10), 25, 10);
+    node.hello(1, &primary(OLD, 10, 10));
+    node.write_all();
+    let lost = Refusal::PrimaryLostPoints { told: CpNumber(25), ours: CpNumber(10) };
+    assert_eq!(*node.reply(1), Reply::Refused(lost));
+    assert_eq!(node.branch(), None);
+}
+
+#[test]
+fn nobody_hears_of_a_term_that_is_not_durable() {
+    let mut node = Node::secondary(true, OLD, 20, 20);
+    // The hello brings a new history, which is being written when the promotion comes.
+    node.hello(1, &primary(&[(1, 1), (1, 21)], 20, 20));
+    node.command(2, Command::Promote { force: false });
+    for _ in 0..4 {
+        node.write_one();
+    }
+    assert_eq!(*node.reply(1), Reply::Refused(Refusal::SessionEnding));
+    node.command(3, Command::Promote { force: false });
+    assert_eq!(*node.reply(3), Reply::Refused(Refusal::SessionEnding));
+    node.write_all();
+    assert!(matches!(node.reply(2), Reply::Promoted(Term(2), CpNumber(20))));
+    assert!(node.opened_gate);
+}
+
+#[test]
+fn a_store_that_goes_back_promises_nothing() {
+    let mut node = Node::secondary(true, OLD, 12, 9);
+    node.hello(1, &primary(&[(1, 1), (1, 11)], 10, 9));
+    assert_eq!(node.restart, Some(CpNumber(10)));
+    node.command(2, Command::Promote { force: false });
+    node.write_all();
+    assert_eq!(*node.reply(2), Reply::Refused(Refusal::Stopping));
+}
+
+#[test]
+fn a_store_that_fails_while_it_is_promoted_opens_no_gate() {
+    let mut node = Node::secondary(true, OLD, 20, 20);
+    node.command(1, Command::Promote { force: false });
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::Failed));
+    node.write_all();
+    assert_eq!(*node.reply(1), Reply::Refused(Refusal::StoreFailed));
+    assert!(!node.opened_gate);
+}
+
+#[test]
+fn a_store_that_fails_while_its_branch_is_dropped_is_not_opened_anew() {
+    let mut node = Node::secondary(false, OLD, 23, 20);
+    node.hello(1, &primary(NEW, 25, 20));
+    node.write_all();
+    node.command(2, Command::BranchDrop { name: "t1-cp23".into() });
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::Failed));
+    node.write_all();
+    assert_eq!((node.reply(2), node.restart), (&Reply::Refused(Refusal::StoreFailed), None));
+}
+
+#[test]
+fn who_knows_of_a_newer_term_follows_no_older_one() {
+    let mut node = Node::secondary(false, OLD, 23, 20);
+    node.hello(1, &primary(NEW, 25, 20));
+    node.write_all();
+    node.hello(2, &primary(OLD, 23, 20));
+    assert_eq!(*node.reply(2), Reply::Refused(Refusal::StaleTerm { theirs: 1, ours: 2 }));
+}
+
+#[test]
+fn what_a_deposed_primary_answered_is_not_what_its_peer_has() {
+    let mut node = Node::secondary(false, OLD, 23, 20);
+    node.command(1, Command::Promote { force: false });
+    node.write_all();
+    assert!(matches!(node.reply(1), Reply::Promoted(Term(2), CpNumber(23))));
+    assert_eq!(node.coordinator.status(Instant(1)).base, CpNumber(20));
+}
