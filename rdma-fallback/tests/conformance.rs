@@ -143,7 +143,7 @@ fn rdma_with(options: &RdmaOptions) -> Option<Pair> {
     let settle = |channel, region: &Arc<Region>| {
         let options = options.clone();
         let transports = Transports::new(Choice::Rdma, options, Arc::clone(region)).unwrap();
-        let wire = transports.settle(channel, LEND, LIMIT).unwrap().wire;
+        let wire = transports.settle(channel, LEND, LIMIT, None).unwrap().wire;
         End { wire, region: Arc::clone(region), told: Vec::new() }
     };
     Some(thread::scope(|scope| {

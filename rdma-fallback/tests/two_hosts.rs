@@ -64,7 +64,7 @@ fn traffic_between_two_hosts_is_whole() {
             Some(listener) => accept(listener, end),
             None => dial(&address, &Key::from_bytes(b"two hosts"), LIMIT).ok(),
         };
-        let settled = channel.map(|channel| transports.settle(channel, LEND, LIMIT));
+        let settled = channel.map(|channel| transports.settle(channel, LEND, LIMIT, None));
         match settled {
             Some(Ok(settled)) => {
                 let mut session = Session::new(settled, Arc::clone(&region));

@@ -36,6 +36,8 @@ use crate::{Region, Span};
 pub enum RdmaFault {
     /// The options say TCP.
     NotWanted,
+    /// Another lane of the same set-up went over TCP: why.
+    NotTried(String),
     /// This host has none.
     Probe(ProbeError),
     /// There is no device of the name that the options give.
@@ -94,6 +96,7 @@ impl fmt::Display for RdmaFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RdmaFault::NotWanted => write!(f, "TCP was asked for"),
+            RdmaFault::NotTried(reason) => f.write_str(reason),
             RdmaFault::Probe(error) => error.fmt(f),
             RdmaFault::DeviceUnknown(name) => write!(f, "there is no RDMA device {name}"),
             RdmaFault::GidUnusable { device, index } => {

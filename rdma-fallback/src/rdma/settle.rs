@@ -112,7 +112,8 @@ impl Transports {
     }
 
     /// Makes a wire of a channel and lends `lend` of the region to the peer. Both sides do this at the same point of
-    /// their conversation. Blocks for at most about `limit`.
+    /// their conversation. Blocks for at most about `limit`. A dialler that has seen another wire of the same set-up
+    /// go over TCP says why, and has RDMA not tried again: each try may take a large part of the time.
     ///
     /// # Errors
     /// [`SettleError`]; there is no wire on either side then.
@@ -124,6 +125,7 @@ impl Transports {
         channel: Channel,
         lend: Span,
         limit: Duration,
+        went_over_tcp: Option<&str>,
     ) -> Result<Settled, SettleError> {
         assert!(self.region.contains(lend), "{lend:?} is not inside {:?}", self.region);
         let (now, limit) = (Instant::now(), limit.min(LIMIT_MAX));
@@ -138,7 +140,7 @@ impl Transports {
             deadline,
         };
         let outcome = match talk.channel.role() {
-            Role::Dialer => self.call(&mut talk, &ground)?,
+            Role::Dialer => self.call(&mut talk, &ground, went_over_tcp)?,
             Role::Acceptor => self.answer(&mut talk, &ground)?,
         };
         match outcome {
@@ -161,8 +163,10 @@ impl Transports {
         &self,
         talk: &mut Talk,
         ground: &Ground<'_>,
+        went_over_tcp: Option<&str>,
     ) -> Result<Result<Joined, String>, SettleError> {
-        if let Err(fault) = self.is_possible() {
+        let not_tried = |reason: &str| Err(RdmaFault::NotTried(reason.to_owned()));
+        if let Err(fault) = went_over_tcp.map_or_else(|| self.is_possible(), not_tried) {
             return self.conclude(talk, Err(fault), None);
         }
         talk.say(&SetupFrame::Propose)?;

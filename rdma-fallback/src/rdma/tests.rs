@@ -47,9 +47,9 @@ fn settle_at(ip: IpAddr, ours: &Transports, theirs: &Transports, lend: Span) -> 
     thread::scope(|scope| {
         let far = scope.spawn(|| {
             let channel = listener.accept().unwrap().authenticate(&key, LIMIT).unwrap();
-            theirs.settle(channel, lend, LIMIT)
+            theirs.settle(channel, lend, LIMIT, None)
         });
-        let near = ours.settle(dial(&at, &key, LIMIT).unwrap(), lend, LIMIT);
+        let near = ours.settle(dial(&at, &key, LIMIT).unwrap(), lend, LIMIT, None);
         [near, far.join().unwrap()]
     })
 }

@@ -6,8 +6,9 @@
 //!
 //! Invariants: no leaf and no chunk is empty; a stripe is in one leaf; all blocks of a leaf lie
 //! before the base of the next one; leaves have fewer than
-//! [`LEAF_BLOCKS_MAX`] blocks, and two neighbours of one chunk have more than
-//! [`MERGED_BLOCKS_MAX`] together, so that the index is a small share of the whole.
+//! [`LEAF_BLOCKS_MAX`] blocks, and a leaf that shrinks is joined with a
+//! neighbour if both together have at most [`MERGED_BLOCKS_MAX`], so that the index stays a small
+//! share of the whole.
 
 use super::heap_bytes;
 use super::leaf::{Entry, LEAF_BLOCKS_MAX, Leaf};

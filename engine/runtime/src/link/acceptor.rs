@@ -164,9 +164,9 @@ fn serve_lane(
             return refuse(shared, &mut channel, limit, trouble);
         }
     };
-    let settled = shared.settle(channel, lend, limit);
+    let settled = shared.settle(channel, lend, limit, None);
     let (lane, outcome) = match settled {
-        Ok(wire) => (Some(Lane { wire, lent_blocks }), Ok(())),
+        Ok(settled) => (Some(Lane { wire: settled.wire, lent_blocks }), Ok(())),
         Err(trouble) => (None, Err(trouble)),
     };
     gathering.fulfil(shard, lane);

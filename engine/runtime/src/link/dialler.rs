@@ -153,15 +153,20 @@ fn dial_lanes(
     session: SessionId,
     shards: u16,
 ) -> Result<Vec<Lane>, Trouble> {
-    let mut lanes = Vec::with_capacity(usize::from(shards));
-    let shards = (0..shards).map(ShardId).collect::<Vec<_>>();
+    // The first one by itself: a try of RDMA that fails takes time, and the others need not learn the same.
+    let (first, went_over_tcp) = dial_lane(shared, address, limit, session, ShardId(0), None)?;
+    let went_over_tcp = went_over_tcp.as_deref();
+    let mut lanes = vec![first];
+    let shards = (1..shards).map(ShardId).collect::<Vec<_>>();
     for some in shards.chunks(LANES_AT_ONCE) {
         let dialled = thread::scope(|scope| {
             let dial = |shard: &ShardId| {
                 let shard = *shard;
                 let thread = thread::Builder::new().name("link-lane".to_owned());
-                thread
-                    .spawn_scoped(scope, move || dial_lane(shared, address, limit, session, shard))
+                thread.spawn_scoped(scope, move || {
+                    let lane = dial_lane(shared, address, limit, session, shard, went_over_tcp);
+                    lane.map(|(lane, _)| lane)
+                })
             };
             let threads = some.iter().map(dial).collect::<Vec<_>>();
             let joined = threads.into_iter().map(|thread| {
@@ -175,13 +180,15 @@ fn dial_lanes(
     Ok(lanes)
 }
 
+/// A lane, and why it is not over RDMA.
 fn dial_lane(
     shared: &Shared,
     address: &str,
     limit: Limit,
     session: SessionId,
     shard: ShardId,
-) -> Result<Lane, Trouble> {
+    went_over_tcp: Option<&str>,
+) -> Result<(Lane, Option<String>), Trouble> {
     let lend = shared.visit(|node| node.lane_lend(shard))?;
     let mut channel = connect(shared, address, limit)?;
     let first = SetupMessage::LaneHello { session, shard, lent_blocks: blocks_of(lend) };
@@ -194,7 +201,8 @@ fn dial_lane(
             Err(Trouble::LentTooLittle { shard, lent_blocks })
         }
         SetupMessage::LaneAccept { lent_blocks, .. } => {
-            Ok(Lane { wire: shared.settle(channel, lend, limit)?, lent_blocks })
+            let settled = shared.settle(channel, lend, limit, went_over_tcp)?;
+            Ok((Lane { wire: settled.wire, lent_blocks }, settled.without_rdma))
         }
         SetupMessage::Refused(told) => Err(Trouble::Told(told)),
         _ => Err(Trouble::Unexpected),

@@ -23,7 +23,7 @@
 //!   once or leaves nothing behind.
 //! - Threads that wait for a peer reach the node through [`Shared::visit`] only. Once [`Link::stop`] has returned
 //!   nothing visits the node any more; what still waits for a silent peer holds no part of the node, and ends by its
-//!   deadline.
+//!   deadline. One that agrees on a transport holds the memory that it would lend until then.
 
 mod acceptor;
 mod callers;
@@ -45,7 +45,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rdma_fallback::rdma::{Choice, RdmaOptions, Transports};
+use rdma_fallback::rdma::{Choice, RdmaOptions, Settled, Transports};
 use rdma_fallback::{Channel, Key, Listener, Region, Span, Wire};
 use twinpoint_core::contract::Reply;
 use twinpoint_core::message::{DATA_BLOCKS_PER_MESSAGE_MAX, Hello};
@@ -207,7 +207,7 @@ struct Shared {
     timeout: Duration,
     transport: Choice,
     transports: Transports,
-    /// Why the last lane was made without RDMA: told once for each reason.
+    /// Why the last lane was made without RDMA: told when the one before was made with it.
     without_rdma: Mutex<Option<String>>,
     stopping: AtomicBool,
     stop_lock: Mutex<()>,
@@ -286,14 +286,20 @@ impl Shared {
     }
 
     /// Agrees with the peer on what a lane runs over, and makes its wire.
-    fn settle(&self, channel: Channel, lend: Span, limit: Limit) -> Result<Wire, Trouble> {
-        let settled = self.transports.settle(channel, lend, limit.left()?)?;
-        let reason = settled.without_rdma.filter(|_| self.transport != Choice::Tcp);
+    fn settle(
+        &self,
+        channel: Channel,
+        lend: Span,
+        limit: Limit,
+        went_over_tcp: Option<&str>,
+    ) -> Result<Settled, Trouble> {
+        let settled = self.transports.settle(channel, lend, limit.left()?, went_over_tcp)?;
+        let reason = settled.without_rdma.clone().filter(|_| self.transport != Choice::Tcp);
         let last = mem::replace(&mut *lock(&self.without_rdma), reason.clone());
-        if let Some(reason) = reason.filter(|reason| last.as_ref() != Some(reason)) {
+        if let (None, Some(reason)) = (last, reason) {
             self.log(format!("replicating over TCP: {reason}"));
         }
-        Ok(settled.wire)
+        Ok(settled)
     }
 
     /// Hands a whole set-up over, unless the node is no longer what it said it was.

@@ -239,7 +239,7 @@ fn open_lane(address: &str, session: SessionId, shard: u16) -> (Option<Wire>, Se
 fn settle(lane: Channel) -> Wire {
     let region = Arc::new(Region::new(rdma_fallback::PAGE_BYTES).unwrap());
     let transports = Transports::new(Choice::Tcp, RdmaOptions::default(), region).unwrap();
-    transports.settle(lane, Span::default(), TIMEOUT).unwrap().wire
+    transports.settle(lane, Span::default(), TIMEOUT, None).unwrap().wire
 }
 
 fn say(channel: &mut Channel, message: &SetupMessage) {
