@@ -63,6 +63,11 @@ asan: ## the runtime's tests under AddressSanitizer, leaks included
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --locked --target-dir "$(TARGET)/asan" \
 	  --target x86_64-unknown-linux-gnu --package twinpoint-runtime
 
+.PHONY: planted
+planted: ## every planted bug is found by the simulator; see docs/TESTING.md
+	$(call say,planted bugs)
+	tools/planted.sh
+
 doc: ## the documentation of the code, warnings denied
 	$(call say,documentation)
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --locked

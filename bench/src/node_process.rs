@@ -102,6 +102,7 @@ impl NodeArguments {
             poll: Duration::from_micros(50),
             ring_entries: 4096,
             buffered: self.buffered,
+            ublk: twinpoint_runtime::options::UblkOptions::default(),
         }
     }
 

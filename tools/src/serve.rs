@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 use twinpoint_runtime::node::{Node, NodeHandle};
-use twinpoint_runtime::options::{NbdAddress, NodeOptions};
+use twinpoint_runtime::options::{NbdAddress, NodeOptions, UblkOptions, UblkVolume};
 
 use crate::address::{is_too_long, parse_listen, parse_nbd, parse_peer, parse_socket};
 use crate::failure::{Exit, Failure};
@@ -25,6 +25,10 @@ use crate::transport::TransportArgs;
 const CP_BYTES_DEFAULT: u64 = 32 << 20;
 /// Least memory for requests.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
+/// Most block devices: each has places in the io_uring of every thread.
+const UBLK_MAX: usize = 8;
+/// The greatest number of a ublk device.
+const UBLK_ID_MAX: u32 = (1 << 20) - 1;
 /// Longest time of polling: beyond it a thread sleeps in no load at all.
 const POLL_MAX: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,19 @@ pub struct Serve {
     /// May be given several times. Default: nowhere.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_nbd)]
     nbd: Vec<NbdAddress>,
+    /// Make a volume a block device of this host, /dev/ublkbID, while this node is primary; needs the driver ublk_drv and
+    /// root. Without =ID the kernel chooses one. May be given several times. The device outlives a crash: its users wait
+    /// until this node is started again.
+    #[arg(long, value_name = "VOLUME[=ID]", value_parser = parse_ublk)]
+    ublk: Vec<UblkVolume>,
+    /// With --ublk: leave the devices waiting at an orderly stop too, for the next start. Otherwise they are deleted:
+    /// unmount them first.
+    #[arg(long, requires = "ublk")]
+    ublk_keep: bool,
+    /// With --ublk: answer writes before they are safe, as a disk with a volatile cache does. Faster without flushes; the
+    /// devices end with this process, for what was answered and not flushed is lost in a crash.
+    #[arg(long, requires = "ublk", conflicts_with = "ublk_keep")]
+    ublk_volatile: bool,
     /// The unix socket for `twinpoint status` and its kin, open to this user only. Default: STORE.sock, for a device
     /// /run/twinpoint-NAME.sock.
     #[arg(long, value_name = "SOCKET", value_parser = parse_socket)]
@@ -161,19 +178,22 @@ impl Serve {
         stop_at_signal(signals, node.handle())?;
         let nbd: Vec<String> = node.nbd_addresses().iter().map(address_text).collect();
         let listen = node.listen_address().map(|address| address.to_string());
+        let ublk = node.block_devices();
         if json {
             print_json(&json!({
                 "ready": true,
                 "role": role,
                 "store": store.display().to_string(),
                 "nbd": nbd,
+                "ublk": ublk,
                 "listen": listen,
                 "control": control.display().to_string(),
             }));
         } else {
             let nbd: String = nbd.iter().map(|address| format!(" nbd={address}")).collect();
+            let ublk: String = ublk.iter().map(|path| format!(" ublk={path}")).collect();
             let listen = listen.map(|address| format!(" listen={address}")).unwrap_or_default();
-            print(&format!("ready role={role}{nbd}{listen} control={}\n", control.display()));
+            print(&format!("ready role={role}{nbd}{ublk}{listen} control={}\n", control.display()));
         }
         Ok(node.wait()?)
     }
@@ -182,6 +202,7 @@ impl Serve {
     fn options(self) -> Result<NodeOptions, Failure> {
         self.check_pair()?;
         self.check_numbers()?;
+        check_ublk(&self.ublk)?;
         let cp_bytes = self.cp_bytes.unwrap_or(CP_BYTES_DEFAULT.min(self.memory / 4));
         let control = self.control.unwrap_or_else(|| control_socket(&self.store));
         if is_too_long(&control) {
@@ -207,6 +228,11 @@ impl Serve {
             listen: self.listen,
             key_file: self.key_file,
             nbd: self.nbd,
+            ublk: UblkOptions {
+                volumes: self.ublk,
+                keep: self.ublk_keep,
+                volatile: self.ublk_volatile,
+            },
             control,
             replication: match self.replication {
                 // Without a peer the modes are one.
@@ -316,6 +342,37 @@ fn address_text(address: &NbdAddress) -> String {
     }
 }
 
+/// Whether volumes and ids are each there once, and not too many.
+fn check_ublk(volumes: &[UblkVolume]) -> Result<(), Failure> {
+    if volumes.len() > UBLK_MAX {
+        return Err(Failure::usage("--ublk is given more than 8 times: serve the others by --nbd"));
+    }
+    for (index, volume) in volumes.iter().enumerate() {
+        let same = |other: &UblkVolume| {
+            other.name == volume.name || other.id.is_some() && other.id == volume.id
+        };
+        if volumes[..index].iter().any(same) {
+            return Err(Failure::usage("--ublk names a volume or an id twice: give each once"));
+        }
+    }
+    Ok(())
+}
+
+fn parse_ublk(text: &str) -> Result<UblkVolume, String> {
+    let (name, id) = match text.rsplit_once('=') {
+        None => (text, None),
+        Some((name, id)) => {
+            let id = id.parse::<u32>().ok().filter(|id| *id <= UBLK_ID_MAX);
+            let id = id.ok_or("after = comes the device's number, such as disk=0")?;
+            (name, Some(id))
+        }
+    };
+    if name.is_empty() {
+        return Err("the name of a volume is missing, such as disk or disk=0".to_owned());
+    }
+    Ok(UblkVolume { name: name.to_owned(), id })
+}
+
 fn parse_cores(text: &str) -> Result<Cores, String> {
     let wrong = || "cores are numbers and ranges, each once, such as 0,2,4-7".to_owned();
     let mut cores = Vec::new();
@@ -336,6 +393,21 @@ fn parse_cores(text: &str) -> Result<Cores, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn block_devices_have_a_volume_and_perhaps_a_number() {
+        let volume = |name: &str, id| UblkVolume { name: name.to_owned(), id };
+        assert_eq!(parse_ublk("disk").unwrap(), volume("disk", None));
+        assert_eq!(parse_ublk("a=b=7").unwrap(), volume("a=b", Some(7)));
+        for text in ["", "=1", "disk=", "disk=x", "disk=-1", "disk=4294967296", "disk=1048576"] {
+            assert!(parse_ublk(text).is_err(), "{text}");
+        }
+        assert!(
+            check_ublk(&[volume("a", Some(1)), volume("b", Some(2)), volume("c", None)]).is_ok()
+        );
+        assert!(check_ublk(&[volume("a", Some(1)), volume("b", Some(1))]).is_err());
+        assert!(check_ublk(&[volume("a", None), volume("a", Some(1))]).is_err());
+    }
 
     #[test]
     fn lists_of_cores() {

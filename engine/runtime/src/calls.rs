@@ -13,6 +13,7 @@ use twinpoint_core::coordinator::CoordinatorStatus;
 use twinpoint_core::message::Hello;
 
 use crate::link::NewSession;
+use crate::ublk::Device;
 use crate::wake::Waker;
 
 /// One call.
@@ -21,6 +22,7 @@ pub(crate) enum Call {
     PeerHello(Box<Hello>, Sender<Reply>),
     Session(Box<NewSession>),
     Status(Sender<CoordinatorStatus>),
+    Ublk(Arc<Device>),
 }
 
 /// The callers' side. Stays the same while the workers come and go.
@@ -90,6 +92,11 @@ impl Caller {
         if self.send(Call::Session(Box::new(session))).is_none() {
             self.state.session_coming.store(false, Ordering::SeqCst);
         }
+    }
+
+    /// Gives a block device's queues to the workers; false if there are none.
+    pub fn attach(&self, device: &Arc<Device>) -> bool {
+        self.send(Call::Ublk(Arc::clone(device))).is_some()
     }
 
     pub fn session_is_up(&self) -> bool {

@@ -322,6 +322,12 @@ impl Worker {
                 let port = self.coordinator.as_ref().expect("it took the call");
                 port.calls.session_taken(port.peer.is_some());
             }
+            Call::Ublk(device) => {
+                for queue in 0..device.queues {
+                    let worker = usize::from(queue) % self.shared.workers;
+                    self.mailbox.send(worker, Mail::Ublk(Arc::clone(&device), queue));
+                }
+            }
             Call::Status(reply) => {
                 self.gauge_all();
                 let now = self.now();

@@ -22,6 +22,7 @@ mod sockets;
 pub mod status;
 pub mod store;
 mod store_port;
+pub mod ublk;
 pub mod uring;
 pub mod wake;
 mod worker;

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rdma_fallback::Wire;
 use twinpoint_core::contract::{Order, Report};
@@ -12,6 +13,7 @@ use twinpoint_core::request::{Answer, Request, Tag};
 use twinpoint_core::units::{BufferId, ShardId};
 
 use crate::ring::{Consumer, Producer, ring};
+use crate::ublk::Device;
 use crate::wake::Waker;
 
 /// One piece of mail.
@@ -40,6 +42,8 @@ pub(crate) enum Mail {
     LaneClosed(u64, String),
     /// A new client.
     Client(OwnedFd),
+    /// A queue of a new block device, by its number.
+    Ublk(Arc<Device>, u16),
     /// Writers may go on.
     Resume,
     /// Close all clients and end.

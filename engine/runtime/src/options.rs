@@ -16,6 +16,26 @@ pub enum NbdAddress {
     Unix(PathBuf),
 }
 
+/// A volume as a block device of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UblkVolume {
+    /// Its name.
+    pub name: String,
+    /// The device's number, as in `/dev/ublkb7`; none: the kernel chooses.
+    pub id: Option<u32>,
+}
+
+/// Which volumes are block devices of this host, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UblkOptions {
+    /// Which ones.
+    pub volumes: Vec<UblkVolume>,
+    /// An orderly stop leaves the devices waiting for the next start.
+    pub keep: bool,
+    /// Writes are answered before they are durable, and the devices end with the process.
+    pub volatile: bool,
+}
+
 /// Everything a node needs to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeOptions {
@@ -41,6 +61,8 @@ pub struct NodeOptions {
     pub key_file: Option<PathBuf>,
     /// Where NBD clients find the volumes.
     pub nbd: Vec<NbdAddress>,
+    /// Volumes as block devices.
+    pub ublk: UblkOptions,
     /// The unix socket for `twinpoint status` and its kin.
     pub control: PathBuf,
     /// When a flush is answered.

@@ -16,6 +16,8 @@
 //! Dropping the ring cancels what is in flight and waits for it, because the kernel writes into memory until then.
 //! If that fails, slots and arena are leaked rather than freed under the kernel's hands.
 
+mod ublk;
+
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -195,6 +197,7 @@ impl Uring {
             slots: Slots {
                 all: (0..slot_count).map(|_| Slot::default()).collect(),
                 free: (0..slot_count).rev().collect(),
+                parked: 0,
             },
             overflow: VecDeque::new(),
             arena: None,
@@ -474,7 +477,7 @@ impl Uring {
         self.slots.free.len().saturating_sub(SLOTS_RESERVED)
     }
 
-    /// How many operations are not reaped yet.
+    /// How many operations are not reaped yet; see [`ublk`] for those that may never be.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.slots.all.len() - self.slots.free.len()
@@ -541,7 +544,7 @@ impl Uring {
         loop {
             self.submit_and_wait(Wait::No)?;
             self.reap(completions);
-            let in_flight = self.in_flight();
+            let in_flight = self.in_flight() - self.slots.parked;
             if in_flight == 0 {
                 return Ok(());
             }
@@ -646,6 +649,8 @@ impl Drop for Uring {
 struct Slots {
     all: Box<[Slot]>,
     free: Vec<u32>,
+    /// Busy ones that nobody here can end and that have no memory of ours.
+    parked: usize,
 }
 
 impl Slots {
@@ -666,6 +671,11 @@ impl Slots {
         slot.user_data = user_data;
     }
 
+    fn park(&mut self, index: u32) {
+        self.all[index as usize].is_parked = true;
+        self.parked += 1;
+    }
+
     /// Frees the slot of a completed operation and translates the completion; None for the ring's own operations.
     fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let index = entry.user_data() as u32;
@@ -676,6 +686,7 @@ impl Slots {
         let (result, flags) = (entry.result(), entry.flags());
         if !cqueue::more(flags) {
             slot.is_busy = false;
+            self.parked -= usize::from(std::mem::take(&mut slot.is_parked));
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(index);
         }
@@ -694,6 +705,7 @@ struct Slot {
     user_data: Option<u64>,
     generation: u32,
     is_busy: bool,
+    is_parked: bool,
     vectors: Vec<libc::iovec>,
     copied: Vec<u8>,
     message: libc::msghdr,
@@ -707,6 +719,7 @@ impl Default for Slot {
             user_data: None,
             generation: 0,
             is_busy: false,
+            is_parked: false,
             vectors: Vec::new(),
             copied: Vec::new(),
             // SAFETY: a message header is plain integers and pointers, for which zero is a value.

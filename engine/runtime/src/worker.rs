@@ -25,6 +25,7 @@ use crate::shard_port::ShardPort;
 use crate::shared::Shared;
 use crate::sockets::{adopt, set_no_delay};
 use crate::store_port::{Ended, Operations, StorePort};
+use crate::ublk::{UblkPort, is_of_queue};
 use crate::uring::{Completion, Uring, UringError, Wait};
 use crate::wake::Sleeper;
 
@@ -44,6 +45,7 @@ const BELL: u64 = 4 << 32;
 const LANE_INPUT: u64 = 5 << 32;
 const LANE_OUTPUT: u64 = 6 << 32;
 const ACCEPT: u64 = 7 << 32;
+pub(crate) const UBLK: u64 = 8 << 32;
 const NUMBER: u64 = 0xffff_ffff;
 /// The number of the wire between coordinators, in the place of a shard's.
 pub(crate) const PEER_LANE: u16 = 0xffff;
@@ -67,6 +69,7 @@ pub(crate) struct Worker {
     pub store: StorePort,
     pub operations: Operations,
     pub clients: Clients,
+    pub ublk: UblkPort,
     /// Own shards; none at the places of others.
     pub shards: Vec<Option<ShardPort>>,
     /// Of worker 0.
@@ -142,6 +145,7 @@ impl Worker {
         worked |= self.run_coordinator()?;
         self.accept_when_published()?;
         self.resume_clients()?;
+        self.ublk_submit()?;
         let Worker { store, uring, shared, operations, .. } = self;
         store.submit(uring, &shared.arena, operations, |number| STORE | number as u64)?;
         self.mailbox.deliver();
@@ -180,6 +184,7 @@ impl Worker {
     fn take_in(&mut self, mail: Mail) -> Result<(), UringError> {
         match mail {
             Mail::Request(shard, request) => self.shard_request(shard, request),
+            Mail::Answer(answer) if is_of_queue(answer.tag) => self.ublk_answer(answer)?,
             Mail::Answer(answer) => {
                 let client = self.with_host(|clients, host, _| clients.answer(answer, host));
                 self.drive_client(client)?;
@@ -188,6 +193,7 @@ impl Worker {
                 self.pool.free(first, count);
                 self.may_resume = true;
             }
+            Mail::Flushed(tag, done) if is_of_queue(tag) => self.ublk_flushed(tag, done)?,
             Mail::Flushed(tag, done) => {
                 let client = self.with_host(|clients, host, _| clients.flushed(tag, done, host));
                 self.drive_client(client)?;
@@ -210,6 +216,7 @@ impl Worker {
             Mail::CloseLane(shard, session) => self.lane_close(shard, session),
             Mail::LaneClosed(session, reason) => self.coordinator_lane_closed(session, reason),
             Mail::Client(socket) => self.client_add(socket)?,
+            Mail::Ublk(device, queue) => self.ublk_attach(device, queue)?,
             Mail::Resume => self.may_resume = true,
             Mail::End => self.end()?,
         }
@@ -257,6 +264,7 @@ impl Worker {
             LANE_INPUT => self.lane_ready(number as u64, completion.has_more()),
             LANE_OUTPUT => self.lane_writable(number as u64),
             ACCEPT => self.accepted(number, completion)?,
+            UBLK => self.ublk_completed(number as u64, completion.result)?,
             other => panic!("a completion of nothing known: {other:#x}"),
         }
         Ok(())
@@ -342,6 +350,9 @@ impl Worker {
                 self.drive_client(index)?;
             }
         }
+        if may_resume {
+            self.ublk_resume()?;
+        }
         if std::mem::take(&mut self.starved) || self.shared.is_point_due() {
             self.want_seal();
         }
@@ -354,6 +365,7 @@ impl Worker {
         for index in self.clients.shutdown() {
             self.drive_client(index)?;
         }
+        self.ublk_end()?;
         for index in 0..self.shards.len() {
             self.lane_close_any(index);
         }

@@ -10,8 +10,8 @@ use twinpoint_core::request::{
     Answer, Operation as RequestOperation, Outcome, Request, Tag, locate,
 };
 use twinpoint_core::units::{
-    BLOCK_BYTES, BufferId, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS, ShardId, VolumeBlock,
-    VolumeId,
+    BLOCK_BYTES, BufferId, CpNumber, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS, ShardId,
+    VolumeBlock, VolumeId,
 };
 
 use crate::buffers::Owner;
@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Unmap { id: u64, range: Range },
     Read { range: Range, from: Vec<usize>, buffer: BufferId },
     Status { range: Range, from: Vec<usize> },
-    Flush { sent: u64 },
+    Flush { sent: u64, wanted: CpNumber },
     Create { name: String, blocks: u64 },
     Delete { volume: u32 },
     Checkpoint,
@@ -162,11 +162,12 @@ impl World {
     /// The coordinator answers a flush.
     pub fn flush_answered(&mut self, node: usize, tag: Tag, kept: bool) {
         let Some(operation) = self.take_operation(node, tag.0) else { return };
-        let Kind::Flush { sent } = operation.kind else { panic!("no flush was asked for") };
+        let Kind::Flush { sent, wanted } = operation.kind else { panic!("no flush was asked for") };
         if kept {
             self.model.flushed = self.model.flushed.max(sent);
             if self.promises_remote(node) {
                 self.model.flushed_remote = self.model.flushed_remote.max(sent);
+                self.check_kept(node, wanted);
             }
         }
         self.command_done(operation.client);
@@ -243,7 +244,8 @@ impl World {
             Some(_) if chance < command => self.send_command(client, node, tag),
             Some(_) if chance < command + flush => {
                 self.enqueue(node, Queue::Control, 2_000, NodeEvent::Flush(Tag(tag)));
-                Some(Kind::Flush { sent: self.model.tick() })
+                let wanted = self.process(node).gate.newest_written();
+                Some(Kind::Flush { sent: self.model.tick(), wanted })
             }
             Some(volume) => self.send_request(client, node, tag, volume),
         };
@@ -300,6 +302,9 @@ impl World {
         if (unmaps || writes) && (holds || self.is_busy(&range)) {
             return None;
         }
+        if unmaps || writes {
+            self.check_lag(node);
+        }
         let blocks = blocks_of(range);
         let (kind, operation) = if unmaps {
             let id = self.model.sent(volume, range.first, range.count, true);
@@ -330,7 +335,7 @@ impl World {
         }
         let request = Request {
             tag: Tag(tag),
-            stamp: twinpoint_core::units::CpNumber(0),
+            stamp: CpNumber(0),
             volume: VolumeId(volume),
             offset: range.first * SECTOR_BYTES as u64,
             length: (range.count * SECTOR_BYTES as u64) as u32,

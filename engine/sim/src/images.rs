@@ -23,7 +23,7 @@ use twinpoint_core::units::{
 pub(crate) struct Images {
     sides: [Side; 2],
     /// The last CP that is durable and the same on both sides.
-    common: CpNumber,
+    pub common: CpNumber,
 }
 
 #[derive(Debug)]

@@ -248,6 +248,12 @@ impl World {
 
     /// A primary learns that it is none any more: the operator starts it again as a secondary.
     pub fn deposed(&mut self, node: usize) {
+        let now = self.clock(node);
+        let status = self.process(node).coordinator.status(now);
+        assert!(
+            status.failed || status.peer != "deposed",
+            "node {node} knows that it is deposed, and goes on"
+        );
         self.nodes[node].role = Role::Secondary;
         self.kill(node, false);
         self.soon(1_000_000, Event::Start(node, None));
@@ -267,7 +273,9 @@ impl World {
     /// Whether a flush answered now by a node is also kept by the other one.
     pub fn promises_remote(&mut self, node: usize) -> bool {
         let now = self.clock(node);
-        let is_alone = self.process(node).coordinator.status(now).alone_since.is_some();
+        let says_so = self.process(node).coordinator.status(now).alone_since.is_some();
+        // And would say so again after a power cut.
+        let is_alone = says_so && self.nodes[node].is_alone;
         self.options.paired
             && !is_alone
             && self.options.coordinator.replication != Replication::Async

@@ -30,6 +30,8 @@ pub(crate) struct Node {
     pub is_outdated: bool,
     /// Its durable superblock says that the base is kept for a peer.
     pub keeps_base: bool,
+    /// Its durable superblock says that it carries on alone.
+    pub is_alone: bool,
     /// Its device takes long.
     pub is_slow: bool,
     /// It handles no event; those that come are held.
@@ -97,6 +99,12 @@ pub(crate) struct Gate {
 impl Gate {
     pub fn is_open_empty(&self) -> bool {
         self.marked.is_empty()
+    }
+
+    /// The newest CP that a write answered by now can be in.
+    pub fn newest_written(&self) -> CpNumber {
+        let open = self.open.unwrap_or_default();
+        if self.is_open_empty() { open.previous() } else { open }
     }
 }
 

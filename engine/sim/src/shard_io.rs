@@ -303,8 +303,11 @@ impl World {
                 let is_header = self.options.geometry.header_copies(shard).contains(&block);
                 self.counts.headers += u64::from(is_header);
                 let id = self.begin_shard_operation(node, shard, io, Kind::WriteMetadata);
-                self.watch_record(node, shard, id, block, &bytes);
+                self.watch_metadata(node, shard, id, block, &bytes);
                 self.nodes[node].disk.begin_write(id, block.0, blocks_of(&bytes));
+                if is_header {
+                    self.probe_power_cut_at_header(node);
+                }
             }
             ShardAction::ReadData { io, block, buffer, checksums } => {
                 let count = checksums.len() as u64;

@@ -397,6 +397,7 @@ fn new_node(options: &Options, role: Role) -> Node {
         disowned_after: None,
         is_outdated: false,
         keeps_base: false,
+        is_alone: false,
         is_slow: false,
         is_paused: false,
         held: VecDeque::new(),

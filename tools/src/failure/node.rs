@@ -50,6 +50,7 @@ impl From<NodeError> for Failure {
                     format!("{error}: raise LimitNOFILE, TasksMax or the memory of its service");
                 Failure::failed("node", text)
             }
+            NodeError::Ublk(_) => Failure::failed("ublk", error),
             NodeError::Uring(_) => Failure::failed("node", error),
         }
     }

@@ -43,8 +43,8 @@ impl ControlServer {
     /// Listens at `path`, in the place of a socket there on which nobody answers.
     ///
     /// # Errors
-    /// [`ErrorKind::AddrInUse`] if somebody answers, [`ErrorKind::AlreadyExists`] if something else than a socket is
-    /// there, or the system's reason.
+    /// [`io::ErrorKind::AddrInUse`] if somebody answers, [`io::ErrorKind::AlreadyExists`] if something else than a socket
+    /// is there, or the system's reason.
     pub fn start(path: &Path, operator: Arc<dyn Operator>) -> io::Result<ControlServer> {
         check_place(path)?;
         let listener = listen(path)?;

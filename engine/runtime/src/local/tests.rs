@@ -39,6 +39,7 @@ fn start(folder: &Path) -> Node {
         poll: Duration::from_micros(50),
         ring_entries: 64,
         buffered: true,
+        ublk: crate::options::UblkOptions::default(),
     };
     // The kernel closes a store that an io_uring knew only some time after the ring is gone.
     for _ in 0..500 {

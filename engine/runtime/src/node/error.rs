@@ -8,6 +8,7 @@ use twinpoint_core::units::Term;
 
 use crate::device::DeviceError;
 use crate::store::StoreError;
+use crate::ublk::UblkError;
 use crate::uring::UringError;
 
 /// Why a node does not start, or ended.
@@ -36,6 +37,8 @@ pub enum NodeError {
     Core(usize),
     /// An address cannot be used.
     Address(String, std::io::Error),
+    /// A volume as a block device.
+    Ublk(UblkError),
     /// The io_uring of a worker.
     Uring(UringError),
     /// The system refused a thread or memory.
@@ -75,6 +78,7 @@ impl fmt::Display for NodeError {
             NodeError::Address(address, error) => {
                 write!(f, "{address}: {error}; choose another address")
             }
+            NodeError::Ublk(error) => error.fmt(f),
             NodeError::Uring(error) => error.fmt(f),
             NodeError::System(error) => {
                 write!(f, "the system refused a thread, a descriptor or memory: {error}")

@@ -11,7 +11,7 @@ use rdma_fallback::{Region, Span};
 use twinpoint_core::contract::{Command, Refusal, Reply};
 use twinpoint_core::coordinator::CoordinatorStatus;
 use twinpoint_core::message::{Hello, Role};
-use twinpoint_core::units::ShardId;
+use twinpoint_core::units::{ShardId, StoreId};
 
 use super::{NodeError, NodeHandle};
 use crate::control::Operator;
@@ -22,6 +22,8 @@ use crate::status::{
     BranchStatus, CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus,
     PeerStatus, STATUS_SCHEMA, SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
 };
+
+use crate::ublk::{Device, UblkNode};
 
 /// How long a call of an operator may take: a checkpoint waits for the peer.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
@@ -39,9 +41,11 @@ impl NodeHandle {
         if self.inner.stopping.swap(true, Ordering::SeqCst) {
             return;
         }
-        let caller = self.inner.caller.clone();
+        let inner = Arc::clone(&self.inner);
         let stopper = move || {
-            if caller.command(Command::Stop, STOP_LIMIT).is_none() {
+            // First, while flushes are still answered.
+            inner.ublk.end_and_wait();
+            if inner.caller.command(Command::Stop, STOP_LIMIT).is_none() {
                 eprintln!(
                     "twinpoint: the node does not settle; ending as it is, recovery will do the rest"
                 );
@@ -146,6 +150,25 @@ impl LinkNode for NodeHandle {
 
     fn is_stopping(&self) -> bool {
         self.inner.stopping.load(Ordering::SeqCst)
+    }
+
+    fn log(&self, text: String) {
+        eprintln!("twinpoint: {text}");
+    }
+}
+
+impl UblkNode for NodeHandle {
+    fn shared(&self) -> Option<Arc<Shared>> {
+        self.inner.shared.lock().expect("nobody panics with it").clone()
+    }
+
+    fn identity(&self) -> Option<(StoreId, u64)> {
+        let status = self.inner.caller.status(HELLO_LIMIT)?;
+        Some((status.store, status.term))
+    }
+
+    fn attach(&self, device: &Arc<Device>) -> bool {
+        self.inner.caller.attach(device)
     }
 
     fn log(&self, text: String) {

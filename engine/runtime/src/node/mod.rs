@@ -37,6 +37,7 @@ use crate::options::{NbdAddress, NodeOptions};
 use crate::shared::Shared;
 use crate::sockets::NbdListener;
 use crate::store::open_and_recover;
+use crate::ublk::{Driver, Switch, UblkControl};
 
 pub use error::NodeError;
 use memory::plan_memory;
@@ -49,6 +50,8 @@ pub struct Node {
     control: Option<ControlServer>,
     supervisor: Option<JoinHandle<Result<(), NodeError>>>,
     nbd: Vec<NbdAddress>,
+    ublk: Option<UblkControl>,
+    block_devices: Vec<String>,
 }
 
 /// Speaks with a node from any thread.
@@ -71,6 +74,7 @@ struct Inner {
     /// Of the workers that run now, those that nobody took yet.
     locals: Mutex<Vec<LocalClient>>,
     stopping: AtomicBool,
+    ublk: Arc<Switch>,
     began: Instant,
 }
 
@@ -90,6 +94,7 @@ impl Node {
     /// Anything that keeps the node from serving.
     pub fn start_with_local(options: NodeOptions, local_clients: usize) -> Result<Node, NodeError> {
         let key = load_key(&options)?;
+        let driver = Driver::find(&options.ublk).map_err(NodeError::Ublk)?;
         let caching = if options.buffered { Caching::BufferedAllowed } else { Caching::DirectOnly };
         let store = StoreFile::open_with(&options.store, OpenMode::Exclusive, caching)
             .map_err(NodeError::Device)?;
@@ -110,6 +115,7 @@ impl Node {
             transport: Mutex::default(),
             locals: Mutex::default(),
             stopping: AtomicBool::new(false),
+            ublk: Arc::default(),
             began: Instant::now(),
             options,
         });
@@ -125,9 +131,16 @@ impl Node {
                 .unwrap_or(NodeError::System(std::io::Error::other("no worker"))));
         }
         handle.wait_until_published(&supervisor);
-        let mut node =
-            Node { handle, link: None, control: None, supervisor: Some(supervisor), nbd };
-        if let Err(error) = node.start_around(key) {
+        let mut node = Node {
+            handle,
+            link: None,
+            control: None,
+            supervisor: Some(supervisor),
+            nbd,
+            ublk: None,
+            block_devices: Vec::new(),
+        };
+        if let Err(error) = node.start_around(key).and_then(|()| node.start_ublk(driver)) {
             node.handle.stop();
             // The first error is the one to tell.
             _ = node.end();
@@ -152,6 +165,12 @@ impl Node {
     #[must_use]
     pub fn listen_address(&self) -> Option<SocketAddr> {
         self.link.as_ref().and_then(Link::listen_address)
+    }
+
+    /// The block devices that volumes are now.
+    #[must_use]
+    pub fn block_devices(&self) -> Vec<String> {
+        self.block_devices.clone()
     }
 
     /// Waits until the node has stopped.
@@ -183,6 +202,18 @@ impl Node {
         Ok(())
     }
 
+    fn start_ublk(&mut self, driver: Option<Driver>) -> Result<(), NodeError> {
+        let Some(driver) = driver else { return Ok(()) };
+        let (node, inner) = (Arc::new(self.handle.clone()), &self.handle.inner);
+        let workers = inner.options.cores.len().max(1);
+        let switch = Arc::clone(&inner.ublk);
+        let started = UblkControl::start(driver, node, &inner.options.ublk, workers, switch);
+        let (control, paths) = started.map_err(NodeError::Ublk)?;
+        self.ublk = Some(control);
+        self.block_devices = paths;
+        Ok(())
+    }
+
     fn end(&mut self) -> Result<(), NodeError> {
         let result = self.supervisor.take().map_or(Ok(()), join);
         self.handle.inner.stopping.store(true, Ordering::SeqCst);
@@ -190,6 +221,7 @@ impl Node {
             link.stop();
         }
         drop(self.control.take());
+        drop(self.ublk.take());
         result
     }
 }

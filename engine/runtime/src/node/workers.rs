@@ -29,12 +29,16 @@ use crate::shared::Shared;
 use crate::sockets::NbdListener;
 use crate::store::open_and_recover;
 use crate::store_port::{Operations, StorePort};
+use crate::ublk::UblkPort;
 use crate::uring::{Uring, UringError, UringOptions};
 use crate::wake::{Sleeper, Waker, waker};
 use crate::worker::Worker;
 
 /// Part of each pool that plain requests leave to reads of old contents and to catching up.
 const RESERVE_PART: u32 = 8;
+
+/// Places in each io_uring for block devices.
+const UBLK_PLACES: u32 = 4096;
 
 /// Runs the workers, again and again while the coordinator asks for a restart.
 pub(super) fn supervise(
@@ -138,6 +142,7 @@ fn run_workers(
             store: store.descriptor(),
             core: options.cores.get(index).copied(),
             poll: options.poll,
+            ublk_places: if options.ublk.volumes.is_empty() { 0 } else { UBLK_PLACES },
             began,
         };
         let ready = ready.clone();
@@ -180,6 +185,7 @@ struct Seed {
     store: RawFd,
     core: Option<usize>,
     poll: Duration,
+    ublk_places: u32,
     began: Instant,
 }
 
@@ -208,7 +214,10 @@ fn make_worker(seed: Seed) -> Result<Worker, NodeError> {
     if let Some(core) = seed.core {
         pin(core)?;
     }
-    let mut uring = Uring::new(UringOptions::default()).map_err(NodeError::Uring)?;
+    let mut sizes = UringOptions::default();
+    // The fetches of block devices hold their places for good.
+    sizes.in_flight_max += seed.ublk_places;
+    let mut uring = Uring::new(sizes).map_err(NodeError::Uring)?;
     match uring.register_arena(&seed.shared.arena) {
         Ok(()) => {}
         Err(error @ UringError::LockedMemory { .. }) => {
@@ -228,6 +237,7 @@ fn make_worker(seed: Seed) -> Result<Worker, NodeError> {
         store: StorePort::new(seed.metadata_first),
         operations: Operations::default(),
         clients: Clients::default(),
+        ublk: UblkPort::default(),
         shards: seed.shards.into_iter().map(|shard| shard.map(ShardPort::new)).collect(),
         coordinator: seed.coordinator,
         seals: std::collections::VecDeque::new(),

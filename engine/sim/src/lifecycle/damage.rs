@@ -116,10 +116,25 @@ impl World {
 
     /// What a power cut right now would leave of a store that calls `committed` committed.
     pub fn probe_power_cut(&mut self, node: usize, committed: CpNumber) {
-        if self.probes_left == 0 || !self.random.chance(3) || self.process(node).has_failed {
-            return;
+        if self.probes_left > 0 && self.random.chance(3) && !self.process(node).has_failed {
+            self.probes_left -= 1;
+            self.look_after_power_cut(node, committed);
         }
-        self.probes_left -= 1;
+    }
+
+    /// The same while a header is written, at any time.
+    pub fn probe_power_cut_at_header(&mut self, node: usize) {
+        // The history goes on as if nobody had looked.
+        let random = self.random.clone();
+        if self.random.chance(50) && !self.process(node).has_failed {
+            let now = self.clock(node);
+            let committed = self.process(node).coordinator.status(now).committed;
+            self.look_after_power_cut(node, committed);
+        }
+        self.random = random;
+    }
+
+    fn look_after_power_cut(&mut self, node: usize, committed: CpNumber) {
         self.counts.cut_probes += 1;
         let mut left = self.nodes[node].disk.clone();
         left.power_cut(&mut self.random);

@@ -3,16 +3,18 @@
 //! Invariant: it only looks; what it learns goes to `images.rs`.
 
 use twinpoint_core::contract::Report;
+use twinpoint_core::coordinator::Replication;
 use twinpoint_core::geometry::Geometry;
 use twinpoint_core::record::Record;
+use twinpoint_core::shard_header::ShardHeader;
 use twinpoint_core::superblock::Superblock;
 use twinpoint_core::units::{CpNumber, DeviceBlock, ShardId};
 
 use crate::world::World;
 
 impl World {
-    /// A structure written to the journal is a record.
-    pub(super) fn watch_record(
+    /// A structure written to the journal is a record; a header points to a map that nobody needs to go back before (R7).
+    pub(super) fn watch_metadata(
         &mut self,
         node: usize,
         shard: ShardId,
@@ -26,6 +28,11 @@ impl World {
         if journal.contains(&block.0) {
             let record = Record::decode(bytes).expect("a record comes back");
             self.images.record_begins(node, shard, id, &record);
+        }
+        if geometry.header_copies(shard).contains(&block) {
+            let header = ShardHeader::decode(bytes).expect("a header comes back");
+            let (cp, keeps_base) = (header.checkpoint, self.nodes[node].keeps_base);
+            self.images.check_claim(node, cp, cp, keeps_base);
         }
     }
 
@@ -44,6 +51,32 @@ impl World {
         let (superblock, _) =
             Superblock::choose([&first[..], &second[..]]).expect("one copy is good");
         self.nodes[node].keeps_base = superblock.paired && !superblock.base_given_up;
+        self.nodes[node].is_alone = superblock.alone_since.is_some();
+    }
+
+    /// A synchronous primary answers a flush that promises the other side's copy: it is there (R5).
+    pub fn check_kept(&self, node: usize, wanted: CpNumber) {
+        let common = self.images.common;
+        assert!(
+            self.options.coordinator.replication != Replication::Sync || wanted <= common,
+            "node {node} answers a flush of CP {wanted}, on both sides is {common}"
+        );
+    }
+
+    /// An asynchronous primary whose peer is as many CPs behind as declared takes no new write (R5).
+    pub fn check_lag(&mut self, node: usize) {
+        let options = &self.options.coordinator;
+        let (bounds, points_max) = (options.replication == Replication::Async, options.lag_points);
+        if !self.options.paired || !bounds || !self.is_well(node) {
+            return;
+        }
+        let now = self.clock(node);
+        let status = self.process(node).coordinator.status(now);
+        let behind = status.open.previous().0.saturating_sub(self.images.common.0);
+        assert!(
+            behind < points_max || status.alone_since.is_some(),
+            "node {node} takes a write, though its peer is {behind} CPs behind of {points_max}"
+        );
     }
 
     /// What a shard says is compared with what the other side said.
