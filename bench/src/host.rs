@@ -64,7 +64,7 @@ fn file_system(folder: &Path) -> String {
         folder.starts_with(point).then_some((point.len(), device, kind))
     });
     let Some((_, device, kind)) = mounts.max_by_key(|(length, ..)| *length) else {
-        return String::new();
+        return "unknown".to_owned();
     };
     let name = device.rsplit('/').next().unwrap_or(device);
     let queue = Path::new("/sys/block").join(name).join("queue");

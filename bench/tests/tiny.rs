@@ -23,7 +23,8 @@ fn bench(arguments: &[&str], folder: &Path) -> String {
 #[test]
 fn every_case_runs() {
     let folder = tempfile::tempdir().unwrap();
-    bench(&["run", "--seconds", "0.02", "--rounds", "1"], folder.path());
+    // Long enough that on a busy machine too a write ends in every case.
+    bench(&["run", "--seconds", "0.1", "--rounds", "1"], folder.path());
     let read = |name: &str| std::fs::read_to_string(folder.path().join("out").join(name)).unwrap();
     let raw = read("raw.csv");
     let columns: Vec<&str> = raw.lines().next().unwrap().split(',').collect();

@@ -64,8 +64,8 @@ pub struct Serve {
     key_file: Option<PathBuf>,
     #[command(flatten)]
     transport: TransportArgs,
-    /// Where NBD clients find the volumes, by name: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 lets the kernel choose.
-    /// May be given several times. Default: nowhere.
+    /// Where NBD clients find the volumes, by name: HOST:PORT, with an IPv6 address in brackets, or unix:PATH; port 0 lets
+    /// the kernel choose. May be given several times. Default: nowhere.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_nbd)]
     nbd: Vec<NbdAddress>,
     /// Make a volume a block device of this host, /dev/ublkbID, while this node is primary; needs the driver ublk_drv and

@@ -480,6 +480,8 @@ pub enum Refusal {
         /// The last CP of the secondary.
         theirs: CpNumber,
     },
+    /// A promotion of a store that knows of a newer term.
+    NewerTerm(crate::units::Term),
     /// The store has no branch of that name.
     NoSuchBranch,
     /// The branch cannot be dropped in place: blocks from before it are in use again, as the base was given up.

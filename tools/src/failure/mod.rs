@@ -17,7 +17,7 @@ Exit codes, of every command:
   0  done; serve: stopped in order
   1  the operation failed: the system or the node says why
   2  wrong usage: a flag or a value that cannot be, alone or together
-  3  the store is damaged, or there is none (verify, inspect, serve, promote)
+  3  the store is damaged, or the file is no store (verify, inspect, serve, promote)
   4  the two stores differ (verify)
   5  no node answers at the control socket, or it broke off
   6  refused: wrong role, in use, exists, holds data, ...

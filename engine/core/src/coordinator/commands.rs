@@ -94,8 +94,7 @@ impl Coordinator {
             return Err(Refusal::RootDiffers(cp));
         }
         if let Some(newer) = self.superblock.deposed_by.filter(|_| !force) {
-            let ours = newer.0;
-            return Err(Refusal::StaleTerm { theirs: self.superblock.term.0, ours });
+            return Err(Refusal::NewerTerm(newer));
         }
         if self.peer.is_up() {
             if !force {

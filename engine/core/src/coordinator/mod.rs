@@ -316,7 +316,7 @@ impl Coordinator {
             lag_bytes: lag.bytes,
             lag_ns: lag.age_ns,
             peer: self.peer_word(),
-            alone_since: self.superblock.alone_since,
+            alone_since: self.superblock.alone_since.filter(|_| self.role == Role::Primary),
             base_given_up: self.superblock.base_given_up,
             branch: self.superblock.branch,
             holding: self.holding,

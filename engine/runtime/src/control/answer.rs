@@ -94,6 +94,7 @@ fn kind(refusal: &Refusal) -> &'static str {
         Refusal::SameRole => "same-role",
         Refusal::StaleTerm { .. } => "stale-term",
         Refusal::Branch { .. } => "branch",
+        Refusal::NewerTerm(_) => "newer-term",
         Refusal::NoSuchBranch => "no-such-branch",
         Refusal::BranchHasNoBase { .. } => "branch-has-no-base",
         Refusal::PrimaryLostPoints { .. } => "primary-lost-points",

@@ -31,6 +31,10 @@ pub fn explain(refusal: &Refusal) -> String {
             "a checkpoint's name is 1 to 64 bytes without control characters: choose another"
                 .to_owned()
         }
+        Refusal::NewerTerm(term) => format!(
+            "term {term} was opened on the other store: that one is the primary; only if it is lost for \
+             good, promote this one with --force"
+        ),
         Refusal::NoSuchBranch => {
             "this store has no branch of that name: `twinpoint branch list` shows the one it has"
                 .to_owned()
@@ -111,6 +115,7 @@ pub(super) fn refusal_code(refusal: &Refusal) -> u16 {
         Refusal::VolumeInUse => 19,
         Refusal::NoSuchBranch => 20,
         Refusal::BranchHasNoBase { .. } => 21,
+        Refusal::NewerTerm(_) => 22,
     }
 }
 
@@ -119,7 +124,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
     use twinpoint_core::catalog::CatalogError;
-    use twinpoint_core::units::{CpNumber, StoreId};
+    use twinpoint_core::units::{CpNumber, StoreId, Term};
 
     #[test]
     fn every_refusal_has_one_line_and_a_number_of_its_own() {
@@ -137,6 +142,7 @@ mod tests {
             Refusal::SameRole,
             Refusal::StaleTerm { theirs: 1, ours: 2 },
             Refusal::Branch { common: b, theirs: a },
+            Refusal::NewerTerm(Term(7)),
             Refusal::NoSuchBranch,
             Refusal::BranchHasNoBase { common: a, base: b },
             Refusal::PrimaryLostPoints { told: a, ours: b },

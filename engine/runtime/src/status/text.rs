@@ -78,7 +78,10 @@ fn lag_text(lag: &LagStatus) -> String {
 
 fn warnings(status: &NodeStatus) -> Vec<String> {
     let mut warnings = Vec::new();
-    if status.failed {
+    if status.peer.state == "deposed" {
+        warnings
+            .push("a newer term was opened elsewhere: restart with --role secondary".to_owned());
+    } else if status.failed {
         warnings.push("the store has failed; see the node's log, then run verify".to_owned());
     }
     if let Some(cp) = status.alone_since {
