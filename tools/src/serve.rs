@@ -70,7 +70,7 @@ pub struct Serve {
     nbd: Vec<NbdAddress>,
     /// Make a volume a block device of this host, /dev/ublkbID, while this node is primary; needs the driver ublk_drv and
     /// root. Without =ID the kernel chooses one. May be given several times. The device outlives a crash: its users wait
-    /// until this node is started again.
+    /// until this node is started again. Default: none.
     #[arg(long, value_name = "VOLUME[=ID]", value_parser = parse_ublk)]
     ublk: Vec<UblkVolume>,
     /// With --ublk: leave the devices waiting at an orderly stop too, for the next start. Otherwise they are deleted:
