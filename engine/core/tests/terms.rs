@@ -291,3 +291,14 @@ fn what_a_deposed_primary_answered_is_not_what_its_peer_has() {
     assert!(matches!(node.reply(1), Reply::Promoted(Term(2), CpNumber(23))));
     assert_eq!(node.coordinator.status(Instant(1)).base, CpNumber(20));
 }
+
+#[test]
+fn a_hello_of_another_store_deposes_nobody() {
+    let mut node = Node::secondary(true, OLD, 20, 20);
+    let mut stranger = primary(&[(9, 1)], 20, 20);
+    stranger.store = StoreId([8; 16]);
+    node.hello(1, &stranger);
+    node.write_all();
+    assert!(matches!(node.reply(1), Reply::Refused(Refusal::OtherStore(..))));
+    assert_eq!(node.superblock.unwrap().deposed_by, None);
+}
