@@ -4,6 +4,7 @@ mod calls;
 mod clients;
 pub mod control;
 mod coordinator_port;
+mod cut;
 pub mod device;
 pub mod gate;
 mod lane_port;

@@ -325,6 +325,14 @@ impl Worker {
         &mut self,
         work: impl FnOnce(&mut Clients, &mut HostPort<'_>, &mut Uring) -> T,
     ) -> T {
+        self.with_frontends(|clients, _, host, uring| work(clients, host, uring))
+    }
+
+    /// What every frontend of this worker needs to speak with the shards, beside the frontends themselves.
+    pub fn with_frontends<T>(
+        &mut self,
+        work: impl FnOnce(&mut Clients, &mut UblkPort, &mut HostPort<'_>, &mut Uring) -> T,
+    ) -> T {
         let mut host = HostPort {
             worker: self.index,
             shared: &self.shared,
@@ -334,7 +342,7 @@ impl Worker {
             may_resume: &mut self.may_resume,
             ring_full: &mut self.ring_full,
         };
-        work(&mut self.clients, &mut host, &mut self.uring)
+        work(&mut self.clients, &mut self.ublk, &mut host, &mut self.uring)
     }
 
     /// Clients that waited go on when something came back; one that finds no memory has a CP sealed.

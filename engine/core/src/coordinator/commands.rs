@@ -84,7 +84,7 @@ impl Coordinator {
 
     fn promote(&mut self, ticket: Ticket, force: bool) -> Result<(), Refusal> {
         // Not primary before its term is durable: who asks again meanwhile hears that it is under way.
-        if self.promoting.is_some() || self.superblock_job.drops_branch() {
+        if self.is_changing() {
             return Err(Refusal::SessionEnding);
         }
         if self.role == Role::Primary {

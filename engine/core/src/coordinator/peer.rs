@@ -166,7 +166,7 @@ impl Coordinator {
     }
 
     /// What this side would say of itself may not hold for long.
-    fn is_changing(&self) -> bool {
+    pub(super) fn is_changing(&self) -> bool {
         self.promoting.is_some() || self.superblock_job.drops_branch() || self.leaving
     }
 

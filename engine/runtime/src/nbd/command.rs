@@ -5,7 +5,6 @@
 
 use twinpoint_core::units::{BLOCK_BYTES, BufferId, SECTOR_BYTES};
 
-use super::cut::{BLOCK, block_ceiling, block_floor};
 use super::host::Export;
 use super::limits::PAYLOAD_BYTES_MAX;
 use super::protocol::{
@@ -16,6 +15,7 @@ use super::protocol::{
 use super::read::ReadWork;
 use super::slab::Key;
 use super::status::StatusWork;
+use crate::cut::{BLOCK, block_ceiling, block_floor};
 
 /// What was agreed on with the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

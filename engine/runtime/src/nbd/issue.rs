@@ -8,12 +8,12 @@ use twinpoint_core::request::{Operation, Request, Tag};
 use twinpoint_core::units::{BLOCK_BYTES, CpNumber};
 
 use super::command::{Command, Piece, PieceWork, Work};
-use super::cut::{BLOCK, block_floor, blocks_wanted, length_within, stripe_end};
 use super::host::Host;
 use super::limits::{BACKGROUND_PIECES_MAX, PIECES_MAX};
 use super::protocol::ErrorNumber;
 use super::session::NbdSession;
 use super::slab::Key;
+use crate::cut::{background_piece, blocks_wanted, length_within};
 
 /// Whether a command may leave the front of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +126,8 @@ impl NbdSession {
                 return Issue::Blocked;
             }
             let start = command.cursor;
-            let (end, unmap) = background_piece(command);
+            let hole = !matches!(command.work, Work::Zeroes { hole: false });
+            let (end, unmap) = background_piece(hole, start, command.end);
             let (length, operation) = if unmap {
                 (u32::try_from(end - start).expect("at most a stripe"), Operation::Unmap)
             } else {
@@ -150,19 +151,5 @@ impl NbdSession {
         host.zero(buffer, 0, count as usize * BLOCK_BYTES);
         host.checksum(buffer, count);
         Some((length_within(start, end, count), Operation::Write { buffer }))
-    }
-}
-
-/// Where the next piece ends at most, and whether it can be unmapped: whole blocks can, edges are written.
-fn background_piece(command: &Command) -> (u64, bool) {
-    let (start, end) = (command.cursor, command.end);
-    let whole_end = block_floor(end);
-    match command.work {
-        Work::Zeroes { hole: true } if !start.is_multiple_of(BLOCK) => {
-            ((block_floor(start) + BLOCK).min(end), false)
-        }
-        Work::Zeroes { hole: true } if start >= whole_end => (end, false),
-        Work::Zeroes { hole: false } => (end, false),
-        _ => (stripe_end(start).min(whole_end), true),
     }
 }

@@ -19,7 +19,6 @@
 #![forbid(unsafe_code)]
 
 mod command;
-mod cut;
 mod host;
 mod input;
 mod issue;

@@ -17,7 +17,6 @@ use twinpoint_core::request::Operation;
 use twinpoint_core::units::BufferId;
 
 use super::command::{Command, PieceWork, Span, Work};
-use super::cut::{blocks_wanted, length_within};
 use super::host::Host;
 use super::issue::Issue;
 use super::limits::{COPY_BYTES_MAX, GATHER_BLOCKS_MAX, OUTPUT_BYTES_MAX, READ_BLOCKS_MAX};
@@ -26,6 +25,7 @@ use super::protocol::ErrorNumber;
 use super::reply;
 use super::session::NbdSession;
 use super::slab::Key;
+use crate::cut::{blocks_wanted, length_within};
 
 /// How a read is answered.
 pub(super) struct ReadWork {

@@ -7,13 +7,13 @@
 use twinpoint_core::request::{Operation, Outcome};
 
 use super::command::{Command, PieceWork, Work};
-use super::cut::{BLOCK, STRIPE, block_ceiling, block_floor, stripe_end};
 use super::host::Host;
 use super::issue::Issue;
 use super::limits::{EXTENTS_MAX, STATUS_BATCH};
 use super::protocol::{EXTENT_DATA, EXTENT_HOLE, ErrorNumber};
 use super::session::NbdSession;
 use super::slab::Key;
+use crate::cut::{BLOCK, STRIPE, block_ceiling, block_floor, stripe_end};
 
 /// One bit for each block of a stripe.
 type Bitmap = [u64; (STRIPE / BLOCK / 64) as usize];

@@ -7,13 +7,13 @@ use twinpoint_core::request::{Operation, blocks_touched};
 use twinpoint_core::units::BufferId;
 
 use super::command::{Command, PieceWork, Span};
-use super::cut::{blocks_wanted, length_within};
 use super::host::Host;
 use super::input::Input;
 use super::limits::{DIRECT_BYTES_MIN, LARGE_WRITE_BYTES};
 use super::protocol::ErrorNumber;
 use super::session::{NbdSession, Progress};
 use super::slab::Key;
+use crate::cut::{blocks_wanted, length_within};
 
 /// The write whose payload comes now.
 pub(super) struct Payload {

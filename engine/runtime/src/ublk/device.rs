@@ -20,7 +20,8 @@ use twinpoint_core::units::{StoreId, VolumeId};
 use super::abi::{self, INFO_BYTES, Info, Parameters};
 use super::error::UblkError;
 use super::kernel::{ControlRing, Descriptions, open_character};
-use super::request::{REQUEST_BYTES_MAX, STRIPE, UNMAP_BYTES_MAX};
+use super::request::{REQUEST_BYTES_MAX, UNMAP_BYTES_MAX};
+use crate::cut::STRIPE;
 use crate::nbd::Export;
 
 /// Requests of one queue that the kernel sends at a time.

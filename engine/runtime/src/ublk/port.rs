@@ -170,19 +170,12 @@ impl Worker {
     }
 
     fn with_queue(&mut self, place: usize, work: impl FnOnce(&mut Attached, &mut HostPort<'_>)) {
-        let mut host = HostPort {
-            worker: self.index,
-            shared: &self.shared,
-            pool: &mut self.pool,
-            mailbox: &mut self.mailbox,
-            starved: &mut self.starved,
-            may_resume: &mut self.may_resume,
-            ring_full: &mut self.ring_full,
-        };
-        // Of a queue that is over, fetches may still end with the ring.
-        if let Some(attached) = self.ublk.queues[place].as_mut() {
-            work(attached, &mut host);
-        }
+        self.with_frontends(|_, ublk, host, _| {
+            // Of a queue that is over, fetches may still end with the ring.
+            if let Some(attached) = ublk.queues[place].as_mut() {
+                work(attached, host);
+            }
+        });
     }
 }
 

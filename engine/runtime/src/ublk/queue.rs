@@ -16,9 +16,8 @@ use twinpoint_core::request::{Answer, Operation, Outcome, Request, Tag};
 use twinpoint_core::units::{BLOCK_BYTES, BufferId, CpNumber};
 
 use super::abi::Descriptor;
-use super::request::{
-    BLOCK, REQUEST_BYTES_MAX, Work, background_piece, blocks_wanted, check, length_within,
-};
+use super::request::{REQUEST_BYTES_MAX, Work, check};
+use crate::cut::{BLOCK, background_piece, blocks_wanted, length_within};
 use crate::nbd::{Export, Host};
 
 /// Unmaps and writes of zeroes of one request under way.
@@ -347,7 +346,8 @@ impl Queue {
                 return true;
             }
             let start = slot.cursor;
-            let (end, unmap) = background_piece(slot.work, start, slot.end);
+            let hole = !matches!(slot.work, Work::Zeroes { hole: false });
+            let (end, unmap) = background_piece(hole, start, slot.end);
             let (length, operation) = if unmap {
                 (u32::try_from(end - start).expect("at most a stripe"), Operation::Unmap)
             } else {

@@ -1,16 +1,12 @@
-//! A request of the kernel, checked, and how it is cut into pieces that each lie in one shard.
+//! A request of the kernel, checked. Step 1 of the flow; [`crate::cut`] makes pieces of it.
 //!
-//! Invariants: a checked request lies inside its volume and is whole sectors; a piece is not empty, lies in one
-//! stripe, and touches at most as many blocks as it has buffers.
+//! Invariant: a checked request lies inside its volume and is whole sectors; a discard is whole blocks.
 
-use twinpoint_core::request::blocks_touched;
-use twinpoint_core::units::{BLOCK_BYTES, REQUEST_BLOCKS_MAX, SECTOR_BYTES, SEGMENT_BLOCKS};
+use twinpoint_core::units::SECTOR_BYTES;
 
 use super::abi::{self, Descriptor};
+use crate::cut::{BLOCK, block_floor};
 
-pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Bytes of a stripe.
-pub(super) const STRIPE: u64 = BLOCK * SEGMENT_BLOCKS;
 /// Largest read or write that the kernel is told to send: two pieces.
 pub(super) const REQUEST_BYTES_MAX: u32 = 512 << 10;
 /// Largest unmap: sixteen pieces.
@@ -75,39 +71,6 @@ pub(super) fn check(descriptor: &Descriptor, size_bytes: u64) -> Result<Checked,
     Ok(Checked { work, range, flush_after })
 }
 
-/// How many buffers the next piece of `start..end` would use at best.
-pub(super) fn blocks_wanted(start: u64, end: u64) -> u32 {
-    blocks_touched(start, length_within(start, end, REQUEST_BLOCKS_MAX))
-}
-
-/// The length of the next piece of `start..end` that touches at most `blocks` blocks.
-pub(super) fn length_within(start: u64, end: u64, blocks: u32) -> u32 {
-    assert!(start < end && blocks > 0, "nothing to cut at {start}");
-    let stop = end.min(stripe_end(start)).min((start / BLOCK + u64::from(blocks)) * BLOCK);
-    u32::try_from(stop - start).expect("a piece is shorter than a stripe")
-}
-
-/// Where the next piece of an unmap or a write of zeroes ends at most, and whether it can be unmapped.
-pub(super) fn background_piece(work: Work, start: u64, end: u64) -> (u64, bool) {
-    let whole_end = block_floor(end);
-    match work {
-        Work::Zeroes { hole: true } if !start.is_multiple_of(BLOCK) => {
-            ((block_floor(start) + BLOCK).min(end), false)
-        }
-        Work::Zeroes { hole: true } if start >= whole_end => (end, false),
-        Work::Zeroes { hole: false } => (end, false),
-        _ => (stripe_end(start).min(whole_end), true),
-    }
-}
-
-fn stripe_end(offset: u64) -> u64 {
-    (offset / STRIPE + 1) * STRIPE
-}
-
-fn block_floor(offset: u64) -> u64 {
-    offset - offset % BLOCK
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,27 +109,5 @@ mod tests {
         assert_eq!(described(abi::KIND_DISCARD, 1, 23).unwrap().range, (4096, 12288));
         let (start, end) = described(abi::KIND_DISCARD, 1, 3).unwrap().range;
         assert_eq!(start, end);
-    }
-
-    #[test]
-    fn pieces_cover_a_range() {
-        let (mut cursor, end) = (512 * 7, 3 * STRIPE + 512);
-        while cursor < end {
-            let length = length_within(cursor, end, 5);
-            assert!(blocks_touched(cursor, length) <= 5);
-            assert!(cursor + u64::from(length) <= stripe_end(cursor));
-            cursor += u64::from(length);
-        }
-        assert_eq!(cursor, end);
-        assert_eq!(blocks_wanted(3584, 4608), 2);
-    }
-
-    #[test]
-    fn zeroes_unmap_whole_blocks_and_write_the_edges() {
-        let hole = Work::Zeroes { hole: true };
-        assert_eq!(background_piece(hole, 512, 9000 / 512 * 512), (4096, false));
-        assert_eq!(background_piece(hole, 4096, 8704), (8192, true));
-        assert_eq!(background_piece(hole, 8192, 8704), (8704, false));
-        assert_eq!(background_piece(Work::Discard, 0, 2 * STRIPE), (STRIPE, true));
     }
 }
