@@ -111,13 +111,13 @@ impl Pair {
     fn format(&self, index: usize, store_id: Option<&str>) -> Value {
         let path = self.store_path(index);
         let shards = self.plan.shards.to_string();
-        let mut arguments =
-            vec!["format", &path, "--size", self.plan.store_size, "--shards", &shards];
-        // Alone, a primary keeps in its journal all that the peer misses: it has to hold a round's CPs.
-        let journal = match self.plan.on_peer_loss {
-            "continue" => "64MiB",
-            _ => self.plan.journal,
+        // Alone, a primary keeps all that the peer misses, or gives up the base: each shard's journal has to hold a whole
+        // load's CPs and each shard's space its data, 12,000 commands of 13 KiB, though half go to one hot shard.
+        let (size, journal) = match self.plan.on_peer_loss {
+            "continue" => ("1536MiB", "64MiB"),
+            _ => (self.plan.store_size, self.plan.journal),
         };
+        let mut arguments = vec!["format", &path, "--size", size, "--shards", &shards];
         arguments.extend(["--journal", journal, "--prefill", "none", "--json"]);
         arguments.extend(store_id.iter().flat_map(|id| ["--store-id", id]));
         serde_json::from_str(&twinpoint(&arguments).success()).expect("format prints JSON")
