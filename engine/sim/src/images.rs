@@ -273,6 +273,12 @@ impl Images {
         self.sides[node].shards[usize::from(shard.0)].free_after(base)
     }
 
+    /// The newest CP that the other side may have confirmed: one that is not durable here yet can be among them.
+    pub fn confirmed(&self, node: usize) -> CpNumber {
+        let [mine, other] = [self.sides[node].durable, self.sides[1 - node].durable];
+        if self.common == mine { other.max(mine) } else { self.common }
+    }
+
     /// The oldest CP whose image a side still needs.
     fn floor(&self, node: usize, keeps_base: bool) -> CpNumber {
         let durable = self.sides[node].durable;

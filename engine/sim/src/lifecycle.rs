@@ -371,6 +371,7 @@ impl World {
             posts: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             tick_at: None,
+            ahead: BTreeMap::new(),
         }
     }
 }

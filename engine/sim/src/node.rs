@@ -78,6 +78,17 @@ pub(crate) struct Process {
     /// When the last item of each queue arrives: queues keep their order.
     pub arrivals: BTreeMap<Queue, u64>,
     pub tick_at: Option<u64>,
+    /// Sealed by it, and not known to be on both sides: what it may be ahead by.
+    pub ahead: BTreeMap<CpNumber, Ahead>,
+}
+
+/// A CP that a primary is ahead by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// Virtual time at which its coordinator first knew that a shard had sealed it.
+    pub since: u64,
+    /// Data and records that the coordinator knows of.
+    pub bytes: u64,
 }
 
 /// An ordered queue inside a node.

@@ -334,6 +334,7 @@ impl World {
                 }
             }
             NodeEvent::Report(shard, report) => {
+                self.note_ahead(node, &report);
                 self.feed_coordinator(node, CoordinatorEvent::Report(shard, report))
             }
             NodeEvent::Disk(operation) => self.disk_done(node, operation),

@@ -10,6 +10,7 @@ use twinpoint_core::shard_header::ShardHeader;
 use twinpoint_core::superblock::Superblock;
 use twinpoint_core::units::{CpNumber, DeviceBlock, ShardId};
 
+use crate::node::Ahead;
 use crate::world::World;
 
 impl World {
@@ -63,19 +64,40 @@ impl World {
         );
     }
 
-    /// An asynchronous primary whose peer is as many CPs behind as declared takes no new write (R5).
+    /// Keeps what a shard sealed, from the moment at which the coordinator knows it.
+    pub fn note_ahead(&mut self, node: usize, report: &Report) {
+        if let Report::Sealed { cp, data_bytes, delta_bytes, .. } = report {
+            let since = self.now;
+            let ahead = self.process(node).ahead.entry(*cp).or_insert(Ahead { since, bytes: 0 });
+            ahead.bytes += data_bytes + delta_bytes;
+        }
+    }
+
+    /// An asynchronous primary whose peer is as many CPs, bytes or seconds behind as declared takes no new write (R5).
     pub fn check_lag(&mut self, node: usize) {
-        let options = &self.options.coordinator;
-        let (bounds, points_max) = (options.replication == Replication::Async, options.lag_points);
+        let options = self.options.coordinator.clone();
+        let bounds = options.replication == Replication::Async;
         if !self.options.paired || !bounds || !self.is_well(node) {
             return;
         }
-        let now = self.clock(node);
-        let status = self.process(node).coordinator.status(now);
-        let behind = status.open.previous().0.saturating_sub(self.images.common.0);
+        let (now, clock, confirmed) = (self.now, self.clock(node), self.images.confirmed(node));
+        let process = self.process(node);
+        let status = process.coordinator.status(clock);
+        process.ahead = process.ahead.split_off(&confirmed.next());
+        let points = status.open.previous().0.saturating_sub(confirmed.0);
+        let bytes: u64 = process.ahead.values().map(|ahead| ahead.bytes).sum();
+        let oldest = process.ahead.values().next();
+        let age_ns = oldest.map_or(0, |ahead| now - ahead.since);
         assert!(
-            behind < points_max || status.alone_since.is_some(),
-            "node {node} takes a write, though its peer is {behind} CPs behind of {points_max}"
+            status.alone_since.is_some()
+                || (points < options.lag_points
+                    && bytes < options.lag_bytes
+                    && age_ns < options.lag_ns),
+            "node {node} takes a write, though its peer is {points} CPs, {bytes} bytes and {age_ns} ns behind of {}, \
+             {} and {}",
+            options.lag_points,
+            options.lag_bytes,
+            options.lag_ns
         );
     }
 
