@@ -427,8 +427,8 @@ pub enum Reply {
     Checkpoint(CpNumber, Root),
     /// The volume's id.
     Volume(VolumeId),
-    /// The new term, and the last CP before it.
-    Promoted(crate::units::Term, CpNumber),
+    /// The new term, and the last CP before it with the store's root.
+    Promoted(crate::units::Term, CpNumber, Root),
     /// The branch is dropped; the store goes back to this CP.
     BranchDropped(CpNumber),
     /// What this side says of itself.

@@ -239,7 +239,7 @@ fn nobody_hears_of_a_term_that_is_not_durable() {
     node.command(3, Command::Promote { force: false });
     assert_eq!(*node.reply(3), Reply::Refused(Refusal::SessionEnding));
     node.write_all();
-    assert!(matches!(node.reply(2), Reply::Promoted(Term(2), CpNumber(20))));
+    assert!(matches!(node.reply(2), Reply::Promoted(Term(2), CpNumber(20), _)));
     assert!(node.opened_gate);
 }
 
@@ -288,7 +288,7 @@ fn what_a_deposed_primary_answered_is_not_what_its_peer_has() {
     let mut node = Node::secondary(false, OLD, 23, 20);
     node.command(1, Command::Promote { force: false });
     node.write_all();
-    assert!(matches!(node.reply(1), Reply::Promoted(Term(2), CpNumber(23))));
+    assert!(matches!(node.reply(1), Reply::Promoted(Term(2), CpNumber(23), _)));
     assert_eq!(node.coordinator.status(Instant(1)).base, CpNumber(20));
 }
 

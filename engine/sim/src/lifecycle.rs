@@ -191,7 +191,7 @@ impl World {
     pub fn promote_replied(&mut self, node: usize, reply: Reply) {
         self.process(node).is_promoting = false;
         let last = match reply {
-            Reply::Promoted(term, last) => {
+            Reply::Promoted(term, last, _) => {
                 self.newest_term = (term.0, last);
                 last
             }

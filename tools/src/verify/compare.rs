@@ -28,8 +28,8 @@ pub fn compare(
     second: (StoreFile, Recovered),
 ) -> Result<Comparison, Failure> {
     let (cp, branched) = common_cp(&first, &second)?;
-    let first = as_of(first, cp)?;
-    let second = as_of(second, cp)?;
+    let first = as_of(first, cp, branched)?;
+    let second = as_of(second, cp, branched)?;
     let mut found = Found::default();
     let mapped: u64 = first.1.shards.iter().map(|shard| shard.map.mapped_blocks()).sum();
     let mut progress = Progress::new("comparing".to_owned(), mapped * BLOCK_BYTES as u64);
@@ -183,19 +183,30 @@ fn common_cp(
     Ok((newest.min(limit), newest > limit))
 }
 
-/// The store as it was at `cp`.
+/// The store as it was at `cp`; `branched` says that both went on from there, each its own way.
 fn as_of(
     (store, recovered): (StoreFile, Recovered),
     cp: CpNumber,
+    branched: bool,
 ) -> Result<(StoreFile, Recovered), Failure> {
     let image = &recovered.coordinator;
     if image.committed == cp {
         return Ok((store, recovered));
     }
     let gone = || {
+        let what_to_do = match (branched, image.superblock.base_given_up) {
+            (true, _) => {
+                "each has CPs that the other never had: format one of them anew and copy the other to it"
+            }
+            (false, true) => {
+                "it gave that base up while alone: format the other store anew and copy this one to it"
+            }
+            (false, false) => {
+                "start both nodes, let them come in step, stop them, then compare again"
+            }
+        };
         let text = format!(
-            "{} is at CP {} and no longer holds CP {cp}, the other's newest: start both nodes, let them come in step, stop \
-             them, then compare again",
+            "{} is at CP {} and no longer holds CP {cp}, the newest that both had: {what_to_do}",
             store.path().display(),
             image.committed
         );

@@ -223,7 +223,9 @@ impl Pair {
             std::thread::sleep(Duration::from_millis(2));
         };
         self.primary = index;
-        serde_json::from_str(&reply).expect("promote prints JSON")
+        let reply: Value = serde_json::from_str(&reply).expect("promote prints JSON");
+        assert_eq!(reply["root"].as_str().map(str::len), Some(32), "{reply}");
+        reply
     }
 
     /// Reads and parses the whole volume on the primary.

@@ -134,7 +134,8 @@ impl Coordinator {
         self.announce_commit();
         self.act(CoordinatorAction::OpenGate(self.open));
         self.publish_catalog();
-        self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last)));
+        let root = self.store_root();
+        self.act(CoordinatorAction::Reply(ticket, Reply::Promoted(term, last, root)));
         self.log(format!("promoted: primary of term {term} from CP {}", last.next()));
     }
 

@@ -46,9 +46,12 @@ pub(super) fn answer(request: ControlRequest, operator: &dyn Operator) -> Contro
         }
         Reply::Volume(id) => ControlReply { volume: Some(id.0), ..done },
         Reply::BranchDropped(cp) => ControlReply { cp: Some(cp.0), ..done },
-        Reply::Promoted(term, last) => {
-            ControlReply { term: Some(term.0), cp: Some(last.0), ..done }
-        }
+        Reply::Promoted(term, last, root) => ControlReply {
+            term: Some(term.0),
+            cp: Some(last.0),
+            root: Some(root.to_string()),
+            ..done
+        },
         Reply::Refused(refusal) => {
             let text = match &refusal {
                 Refusal::Catalog(error) => explain_catalog(*error, &volume),

@@ -30,7 +30,7 @@ impl Operator for Fake {
                 Reply::Refused(Refusal::Catalog(CatalogError::Full))
             }
             Command::VolumeCreate { .. } => Reply::Volume(VolumeId(3)),
-            Command::Promote { force: true } => Reply::Promoted(Term(2), CpNumber(9)),
+            Command::Promote { force: true } => Reply::Promoted(Term(2), CpNumber(9), Root(7)),
             Command::Promote { force: false } => Reply::Refused(Refusal::PrimaryConnected),
             _ => Reply::Refused(Refusal::NotPrimary),
         }

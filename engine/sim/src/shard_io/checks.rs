@@ -74,10 +74,11 @@ impl World {
     }
 
     /// An asynchronous primary whose peer is as many CPs, bytes or seconds behind as declared takes no new write (R5).
+    /// One whose store has failed answers writes with that failure.
     pub fn check_lag(&mut self, node: usize) {
         let options = self.options.coordinator.clone();
         let bounds = options.replication == Replication::Async;
-        if !self.options.paired || !bounds || !self.is_well(node) {
+        if !self.options.paired || !bounds || !self.is_well(node) || self.process(node).has_failed {
             return;
         }
         let (now, clock, confirmed) = (self.now, self.clock(node), self.images.confirmed(node));
