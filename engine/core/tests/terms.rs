@@ -6,16 +6,17 @@
 
 use twinpoint_core::catalog::Catalog;
 use twinpoint_core::contract::{
-    Command, CoordinatorAction, CoordinatorEvent, IoToken, PeerSession, Refusal, Reply, Report,
-    Ticket,
+    Command, CoordinatorAction, CoordinatorEvent, IoToken, Order, PeerSession, Refusal, Reply,
+    Report, Ticket,
 };
 use twinpoint_core::coordinator::{
     Coordinator, CoordinatorImage, CoordinatorOptions, OnPeerLoss, Replication,
 };
 use twinpoint_core::geometry::Geometry;
 use twinpoint_core::message::{Hello, PeerMessage, Role};
+use twinpoint_core::request::Tag;
 use twinpoint_core::superblock::{Superblock, TermStart};
-use twinpoint_core::units::{BufferId, CpNumber, Instant, Root, ShardId, StoreId, Term};
+use twinpoint_core::units::{BufferId, CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term};
 
 /// A history: terms and their first CPs.
 type Terms<'a> = &'a [(u64, u64)];
@@ -33,6 +34,8 @@ struct Node {
     opened_gate: bool,
     /// The last one that was written.
     superblock: Option<Superblock>,
+    /// What the shards heard last.
+    base: Option<CpNumber>,
 }
 
 impl Node {
@@ -58,6 +61,10 @@ impl Node {
     }
 
     fn open(superblock: Superblock, committed: u64, base: u64) -> Node {
+        Node::open_as(Role::Secondary, superblock, committed, base)
+    }
+
+    fn open_as(role: Role, superblock: Superblock, committed: u64, base: u64) -> Node {
         let image = CoordinatorImage {
             superblock,
             catalog: Catalog::default(),
@@ -77,12 +84,13 @@ impl Node {
             lag_ns: 1 << 40,
         };
         let mut node = Node {
-            coordinator: Coordinator::new(image, Role::Secondary, options, Instant(0)),
+            coordinator: Coordinator::new(image, role, options, Instant(0)),
             pending: Vec::new(),
             replies: Vec::new(),
             restart: None,
             opened_gate: false,
             superblock: None,
+            base: None,
         };
         node.drain();
         node.write_all();
@@ -100,6 +108,9 @@ impl Node {
                 CoordinatorAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
                 CoordinatorAction::Restart(cp) => self.restart = Some(cp),
                 CoordinatorAction::OpenGate(_) => self.opened_gate = true,
+                CoordinatorAction::Order(_, Order::Committed { base, .. }) => {
+                    self.base = Some(base)
+                }
                 _ => {}
             }
         }
@@ -224,6 +235,32 @@ fn a_secondary_that_was_told_of_more_than_it_has_names_no_branch() {
     let lost = Refusal::PrimaryLostPoints { told: CpNumber(25), ours: CpNumber(10) };
     assert_eq!(*node.reply(1), Reply::Refused(lost));
     assert_eq!(node.branch(), None);
+}
+
+#[test]
+fn a_base_that_was_given_up_moves_when_the_peer_is_lost_again() {
+    let mut superblock = Node::secondary(false, OLD, 20, 20).superblock.unwrap();
+    (superblock.secondary, superblock.base_given_up) = (false, true);
+    superblock.alone_since = Some(CpNumber(16));
+    let mut node = Node::open_as(Role::Primary, superblock, 20, 20);
+    let hello = Hello { role: Role::Secondary, ..primary(OLD, 20, 20) };
+    let lanes = vec![((BufferId(0), 16), 0)];
+    node.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello, lanes })));
+    // CP 21 is committed here and not there.
+    let (cp, shard) = (CpNumber(21), ShardId(0));
+    node.coordinator.handle(Instant(1), false, CoordinatorEvent::Flush(Tag(1)));
+    node.drain();
+    node.event(CoordinatorEvent::Quiesced { cp, participants: ShardSet::one(shard) });
+    let sealed = Report::Sealed { cp, root: Root(2), data_bytes: 4096, delta_bytes: 200 };
+    node.event(CoordinatorEvent::Report(shard, sealed));
+    node.event(CoordinatorEvent::Report(shard, Report::Written { cp }));
+    node.write_all();
+    assert_eq!(node.base, Some(CpNumber(20)), "the peer needs it");
+    // Writers wait for the space that only CP 20 uses, so nothing else will be committed.
+    node.event(CoordinatorEvent::PeerDown("the cable".into()));
+    assert_eq!(node.base, Some(CpNumber(20)), "the shard's session still reads it");
+    node.event(CoordinatorEvent::Report(shard, Report::SessionEnded));
+    assert_eq!(node.base, Some(CpNumber(21)));
 }
 
 #[test]

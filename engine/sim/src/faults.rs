@@ -196,7 +196,7 @@ impl World {
     fn resume(&mut self, node: usize) {
         self.nodes[node].is_paused = false;
         while let Some(event) = self.nodes[node].held.pop_front() {
-            self.happen(event);
+            self.reach(event);
         }
     }
 
@@ -212,8 +212,11 @@ impl World {
 
     /// A device fails a write or a flush; later the process is started again on a mended device.
     fn fail_device(&mut self, node: usize, power_cut: bool) {
+        // Most of what a device is asked are writes: by chance alone a failure hardly ever meets a flush.
+        let fails_at_flush = self.faults.has(Fault::FlushLoses) && self.random.chance(50);
         if let Some(process) = &mut self.nodes[node].process {
             process.is_failing = true;
+            process.fails_at_flush = fails_at_flush;
             self.soon(100_000_000, Event::Kill(node, power_cut));
         }
     }

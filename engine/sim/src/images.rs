@@ -8,15 +8,17 @@
 //! - no CP is called committed, on one side or on both, before it is (R3);
 //! - a start finds the map and the free blocks of exactly its last CP.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod region;
+
+use std::collections::BTreeMap;
 
 use twinpoint_core::data_run::DataRun;
 use twinpoint_core::geometry::Geometry;
 use twinpoint_core::record::Record;
 use twinpoint_core::shard::ShardImage;
-use twinpoint_core::units::{
-    CpNumber, DataBlock, DeviceBlock, LocalBlock, Root, ShardId, ShardSet, VolumeId,
-};
+use twinpoint_core::units::{CpNumber, DataBlock, DeviceBlock, Root, ShardId, ShardSet};
+
+use self::region::Region;
 
 /// See the module.
 #[derive(Debug)]
@@ -46,29 +48,6 @@ struct Side {
 enum Written {
     Data(DataRun),
     Record(CpNumber),
-}
-
-/// The data blocks of one shard.
-#[derive(Debug, Default)]
-struct Region {
-    /// For each block the images that use it, oldest first.
-    uses: Vec<Vec<Use>>,
-    /// The map of the newest record.
-    map: BTreeMap<Key, DataBlock>,
-    /// Blocks written for records to come.
-    unclaimed: BTreeSet<DataBlock>,
-    /// When each block's last write ended, in the disk's order; none while it is under way.
-    ended: BTreeMap<DataBlock, Option<u64>>,
-}
-
-type Key = (VolumeId, LocalBlock);
-
-/// The images of CPs from `mapped` on, before `freed`, use a block for `key`.
-#[derive(Clone, Copy, Debug)]
-struct Use {
-    key: Key,
-    mapped: CpNumber,
-    freed: Option<CpNumber>,
 }
 
 /// One CP on one side.
@@ -229,8 +208,8 @@ impl Images {
         side.writes.clear();
         side.points.split_off(&last.next());
         side.durable = last;
-        // Of what is above the base, the records that said so may have been cut off.
-        side.claimed = side.claimed.min(last).min(base);
+        // The records that said more may have been cut off.
+        side.claimed = side.claimed.min(last).min(side.claimed_by_points());
         side.has_failed = false;
         assert!(side.points.keys().all(|cp| *cp <= last), "later CPs were cut off");
         self.common = self.common.min(last);
@@ -303,6 +282,12 @@ impl Images {
 }
 
 impl Side {
+    /// What the newest records that are left call committed.
+    fn claimed_by_points(&self) -> CpNumber {
+        let parts = self.points.values().flat_map(|point| point.parts.values());
+        parts.map(|part| part.committed).max().unwrap_or_default()
+    }
+
     fn is_durable(&self, cp: CpNumber) -> bool {
         let is_kept = |ended: Option<u64>| ended.is_some_and(|order| order <= self.flushed);
         self.points.get(&cp).is_some_and(|point| {
@@ -315,61 +300,6 @@ impl Side {
                 })
             })
         })
-    }
-}
-
-impl Region {
-    /// The map follows a record.
-    fn apply(&mut self, record: &Record, node: usize, shard: ShardId) {
-        let cp = record.cp;
-        let mut places = record.runs.iter().flat_map(DataRun::blocks);
-        for key in record.delta.mapped_blocks() {
-            let place = places.next().expect("a place for each mapped block");
-            let was_written = self.unclaimed.remove(&place);
-            assert!(
-                was_written,
-                "node {node} shard {shard} CP {cp}: block {place} was not written"
-            );
-            let old = self.map.insert(key, place);
-            self.free(old, cp);
-            let uses = &mut self.uses[place.0 as usize];
-            let user = uses.last().filter(|used| used.freed.is_none());
-            assert!(user.is_none(), "node {node} shard {shard} CP {cp}: {place} is mapped twice");
-            uses.push(Use { key, mapped: cp, freed: None });
-        }
-        for key in record.delta.unmapped_blocks() {
-            let old = self.map.remove(&key);
-            self.free(old, cp);
-        }
-    }
-
-    fn free(&mut self, old: Option<DataBlock>, cp: CpNumber) {
-        if let Some(old) = old {
-            let last = self.uses[old.0 as usize].last_mut().expect("a mapped block is used");
-            last.freed = Some(cp);
-        }
-    }
-
-    /// Only CPs up to `last` happened.
-    fn go_back(&mut self, last: CpNumber) {
-        self.unclaimed.clear();
-        self.map.clear();
-        for (index, uses) in self.uses.iter_mut().enumerate() {
-            uses.retain(|used| used.mapped <= last);
-            let Some(newest) = uses.last_mut() else { continue };
-            newest.freed = newest.freed.filter(|freed| *freed <= last);
-            if newest.freed.is_none() {
-                let place = DataBlock(u32::try_from(index).expect("a block's number"));
-                self.map.insert(newest.key, place);
-            }
-        }
-    }
-
-    fn free_after(&self, base: CpNumber) -> u32 {
-        let is_free = |uses: &&Vec<Use>| {
-            uses.iter().all(|used| used.freed.is_some_and(|freed| freed <= base))
-        };
-        self.uses.iter().filter(is_free).count() as u32
     }
 }
 
@@ -386,7 +316,7 @@ impl Point {
 mod tests {
     use super::*;
     use twinpoint_core::delta::{Delta, VolumeDelta};
-    use twinpoint_core::units::{Checksum, StoreId, Term};
+    use twinpoint_core::units::{Checksum, LocalBlock, StoreId, Term, VolumeId};
 
     const SHARD: ShardId = ShardId(0);
 

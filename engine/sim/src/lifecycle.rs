@@ -212,6 +212,7 @@ impl World {
             }
         } else {
             self.kill(1 - node, true);
+            self.soon(400_000_000, Event::Start(1 - node, None));
         }
         self.nodes[1 - node].role = Role::Secondary;
         self.nodes[node].role = Role::Primary;
@@ -360,6 +361,7 @@ impl World {
             is_stopped: false,
             is_promoting: false,
             is_failing: false,
+            fails_at_flush: false,
             has_failed: false,
             reads_fail: 0,
             has_read_failure: false,

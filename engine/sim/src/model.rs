@@ -159,7 +159,7 @@ impl Model {
         if shown.values().any(|value| self.writes[*value as usize].lost) {
             return false;
         }
-        let seen = shown.values().map(|value| self.writes[*value as usize].sent).max().unwrap_or(0);
+        let seen = self.seen(&shown);
         let bound = seen.max(promised);
         for (id, volume) in &self.volumes {
             if catalog.volumes.iter().all(|there| there.id.0 != *id) {
@@ -171,10 +171,7 @@ impl Model {
                 let index = index.unwrap_or_else(|| {
                     panic!("volume {id} sector {sector} shows {value} of {list:?}")
                 });
-                let answered = |write: &u64| {
-                    self.writes[*write as usize].answered.is_some_and(|at| at <= bound)
-                };
-                let needed = list.iter().rposition(answered).unwrap_or(0);
+                let needed = list.iter().rposition(|id| self.answered_by(*id, bound)).unwrap_or(0);
                 assert!(
                     index >= needed,
                     "not a cut: volume {id} sector {sector} shows {value} of {list:?}, but needs {} (promised {promised}, \
@@ -190,6 +187,11 @@ impl Model {
     /// `is_kept`: nothing that was answered may be missing.
     pub fn adopt(&mut self, image: &Image, catalog: &Catalog, is_kept: bool) {
         let shown = self.values(image, catalog);
+        let seen = self.seen(&shown);
+        // Of an unmap that is back it is not known which one it was.
+        let trim = self.writes.len() as u64;
+        let now = Some(self.clock);
+        self.writes.push(Write { sent: 0, answered: now, zero: true, void: false, lost: false });
         for volume in &catalog.volumes {
             let (name, blocks) = (volume.name.clone(), volume.size_bytes / BLOCK_BYTES as u64);
             let known = self.volumes.entry(volume.id.0);
@@ -209,13 +211,22 @@ impl Model {
         for (id, volume) in &mut volumes {
             for (sector, list) in &mut volume.sectors {
                 let value = shown.get(&(*id, *sector)).copied().unwrap_or(0);
-                let keep = self.place(list, value);
-                let dropped = list.split_off(keep.map_or(0, |index| index + 1));
+                let needed = list.iter().rposition(|id| self.answered_by(*id, seen)).unwrap_or(0);
+                let place = self.place(list, value).filter(|index| *index >= needed);
+                // Else a write that a crash dropped on the other side is back, with those before it; what came after them
+                // here goes.
+                let newer = || list.iter().position(|id| *id > value).unwrap_or(list.len());
+                let keep = match (place, value) {
+                    (Some(index), _) => index + 1,
+                    (None, 0) => needed + 1,
+                    (None, _) => newer(),
+                };
+                let dropped = list.split_off(keep);
                 for id in dropped.into_iter().filter(|id| *id > 0) {
                     self.writes[id as usize].lost = true;
                 }
-                if list.is_empty() {
-                    list.push(value);
+                if place.is_none() {
+                    list.push(if value == 0 { trim } else { value });
                 }
                 let newest = *list.last().expect("it was filled");
                 self.writes[newest as usize].answered.get_or_insert(self.clock);
@@ -258,6 +269,15 @@ impl Model {
             }
         }
         shown
+    }
+
+    /// When the newest write of an image was sent: what was answered before that is in the image too.
+    fn seen(&self, shown: &BTreeMap<(u32, u64), u64>) -> u64 {
+        shown.values().map(|value| self.writes[*value as usize].sent).max().unwrap_or(0)
+    }
+
+    fn answered_by(&self, id: u64, bound: u64) -> bool {
+        self.writes[id as usize].answered.is_some_and(|at| at <= bound)
     }
 
     /// The newest place in a sector's history that shows `value`.

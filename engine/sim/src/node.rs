@@ -58,6 +58,8 @@ pub(crate) struct Process {
     pub is_promoting: bool,
     /// The next write or flush fails.
     pub is_failing: bool,
+    /// Not a write, a flush.
+    pub fails_at_flush: bool,
     /// One did.
     pub has_failed: bool,
     /// So many reads to come fail.

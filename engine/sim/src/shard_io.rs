@@ -19,7 +19,7 @@ use twinpoint_core::units::{BLOCK_BYTES, BufferId, Checksum, DataBlock, ShardId}
 use crate::content::{Block, checksum, zero_block};
 use crate::faults::Fault;
 use crate::node::{Kind, Operation, Process, Queue};
-use crate::wire::WireEvent;
+use crate::wire::Post;
 use crate::world::{Event, NodeEvent, World};
 
 /// What answers an action done at once.
@@ -77,7 +77,7 @@ impl World {
         let Operation { shard, io, kind } = operation;
         let writes =
             !matches!(kind, Kind::ReadData { .. } | Kind::ReadMetadata | Kind::Fill { .. });
-        if writes && std::mem::take(&mut self.process(node).is_failing) {
+        if writes && self.fails_now(node, &kind) {
             self.fail_operation(node, id, shard, io, &kind);
             return;
         }
@@ -174,6 +174,13 @@ impl World {
         };
         self.feed_shard(node, shard, event);
         true
+    }
+
+    /// Whether a write or a flush is the one that is to fail.
+    fn fails_now(&mut self, node: usize, kind: &Kind) -> bool {
+        let process = self.process(node);
+        let waits = process.fails_at_flush && !matches!(kind, Kind::Flush { .. });
+        !waits && std::mem::take(&mut process.is_failing)
     }
 
     /// A write or a flush ends badly; of a write nothing is known.
@@ -392,26 +399,10 @@ impl World {
         message: Vec<u8>,
         placement: Option<(Vec<BufferId>, u32)>,
     ) {
-        self.process(node).posts.insert((shard.0, io));
-        let contents: Vec<Block> = placement
-            .iter()
-            .flat_map(|(buffers, _)| buffers)
-            .map(|buffer| self.process(node).buffers.get(*buffer).clone())
-            .collect();
-        match self.lane_arrival(node, shard) {
-            Some((connection, time)) => {
-                self.at(
-                    time,
-                    Event::Wire(
-                        connection,
-                        WireEvent::Sent { node, shard, io, message, placement, contents },
-                    ),
-                );
-            }
-            None => {
-                let life = self.nodes[node].life;
-                self.soon(1_000, Event::Node(node, life, NodeEvent::Posted(shard, io)));
-            }
+        if !self.lane_post(node, Post { shard, io, message, placement }) {
+            self.process(node).posts.insert((shard.0, io));
+            let life = self.nodes[node].life;
+            self.soon(1_000, Event::Node(node, life, NodeEvent::Posted(shard, io)));
         }
     }
 

@@ -1,134 +1,26 @@
-//! Between the nodes: lanes and a control wire as ordered queues, lost together at any moment, and the handshake.
+//! Between the nodes: the world's side of the simulated wire, whose connections it gives times and chance, and whose
+//! outcomes it carries to the shards and coordinators; and the handshake.
 //!
-//! Invariants: placed bytes are in the peer's lent memory before their message; a message comes after the lane's order
-//! to be up; when a connection is lost each side learns so at its own time, first its posts, then its shards, then its
-//! coordinator; a session's end is told before another session begins.
+//! Invariants: a side hears of the loss in this order: its posts, its shards, its coordinator; a session's end is told
+//! before another session begins.
 
+mod connections;
+mod event;
 mod handshake;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use twinpoint_core::contract::{CoordinatorEvent, IoToken, PeerSession, ShardEvent};
-use twinpoint_core::message::{Hello, PeerMessage};
+use twinpoint_core::message::Hello;
 use twinpoint_core::units::{BLOCK_BYTES, BufferId, ShardId};
 
-use crate::content::Block;
+use crate::buffers::Buffers;
 use crate::faults::Corruption;
-use crate::node::Queue;
+use crate::node::{Node, Queue};
 use crate::world::{Event, NodeEvent, World};
-
-/// One connection of the pair.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    /// Bytes no longer go through.
-    is_broken: bool,
-    /// Nothing that this side sends arrives any more, and nobody is told.
-    pub is_silent: [bool; 2],
-    /// A placed block was changed on its way.
-    pub is_corrupted: bool,
-    sides: [Side; 2],
-    /// When the last item of each direction's queue arrives.
-    arrivals: BTreeMap<(usize, Option<ShardId>, bool), u64>,
-}
-
-#[derive(Debug)]
-struct Side {
-    life: u64,
-    /// What the other side said of itself.
-    hello: Hello,
-    state: SideState,
-    open_lanes: Vec<bool>,
-    held_lane: Vec<VecDeque<Arrived>>,
-    held_control: VecDeque<Vec<u8>>,
-}
-
-/// A lane's message and, if it has any, the placed bytes and where they go.
-type Arrived = (Vec<u8>, Option<(BufferId, Vec<Block>)>);
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum SideState {
-    Coming,
-    Up,
-    /// Lanes are down; the coordinator does not know yet.
-    Down,
-    Gone,
-}
-
-/// Something on the wire.
-pub(crate) enum WireEvent {
-    /// The wire has taken a post's bytes.
-    Sent {
-        node: usize,
-        shard: ShardId,
-        io: IoToken,
-        message: Vec<u8>,
-        placement: Option<(Vec<BufferId>, u32)>,
-        contents: Vec<Block>,
-    },
-    Lane {
-        to: usize,
-        shard: ShardId,
-        message: Vec<u8>,
-        placed: Option<(u32, Vec<Block>)>,
-    },
-    Control {
-        to: usize,
-        message: Vec<u8>,
-    },
-    /// A side notices that the connection is lost.
-    Lost {
-        node: usize,
-        reason: String,
-    },
-    /// A side ends it, for what it found.
-    Close {
-        node: usize,
-        reason: String,
-    },
-}
-
-impl fmt::Debug for WireEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            WireEvent::Sent { node, shard, io, contents, .. } => {
-                write!(f, "Sent by node {node} shard {shard} {io:?}, {} blocks", contents.len())
-            }
-            WireEvent::Lane { to, shard, message, placed } => {
-                let blocks = placed.as_ref().map_or(0, |(_, blocks)| blocks.len());
-                let kind = message.first();
-                write!(f, "Lane to node {to} shard {shard}, kind {kind:?}, {blocks} blocks")
-            }
-            WireEvent::Control { to, message } => {
-                write!(f, "Control to node {to}: {:?}", PeerMessage::decode(message))
-            }
-            WireEvent::Lost { node, reason } => write!(f, "Lost by node {node}: {reason}"),
-            WireEvent::Close { node, reason } => write!(f, "Close by node {node}: {reason}"),
-        }
-    }
-}
-
-impl WireEvent {
-    /// At whose side it happens.
-    pub fn receiver(&self) -> usize {
-        match self {
-            WireEvent::Sent { node, .. }
-            | WireEvent::Lost { node, .. }
-            | WireEvent::Close { node, .. } => *node,
-            WireEvent::Lane { to, .. } | WireEvent::Control { to, .. } => *to,
-        }
-    }
-
-    /// Who sent what arrives; none if it happens at one side only.
-    pub fn sender(&self) -> Option<usize> {
-        match self {
-            WireEvent::Sent { .. } | WireEvent::Close { .. } => None,
-            WireEvent::Lost { node, .. } => Some(1 - node),
-            WireEvent::Lane { to, .. } | WireEvent::Control { to, .. } => Some(1 - to),
-        }
-    }
-}
+pub(crate) use connections::{Connections, Processes};
+pub(crate) use event::{Outcome, Post, Told, WireEvent};
 
 /// What a ticket stands for.
 #[derive(Debug)]
@@ -162,20 +54,28 @@ pub(crate) enum TicketUse {
     },
 }
 
+/// What the world's processes have that the wire works on.
+impl Processes for [Node; 2] {
+    fn buffers(&mut self, node: usize) -> &mut Buffers {
+        &mut self[node].process.as_mut().expect("the process lives").buffers
+    }
+
+    fn posts(&mut self, node: usize) -> &mut BTreeSet<(u16, IoToken)> {
+        &mut self[node].process.as_mut().expect("the process lives").posts
+    }
+}
+
 impl World {
-    /// A side may begin.
-    pub fn peer_up(&mut self, node: usize, id: u64) {
+    /// A side may begin; the other one said this of itself.
+    pub fn peer_up(&mut self, node: usize, id: u64, hello: Hello) {
+        if !self.connections.begin(id, node) {
+            return;
+        }
+        self.nodes[node].disowned_after = None;
+        self.nodes[node].is_outdated = false;
         let shards = usize::from(self.options.geometry.shards);
         let lent = self.options.lent_blocks;
         let lends = !self.is_primary(node);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.sides[node].state != SideState::Coming {
-            return;
-        }
-        connection.sides[node].state = SideState::Up;
-        self.nodes[node].disowned_after = None;
-        self.nodes[node].is_outdated = false;
-        let hello = connection.sides[node].hello.clone();
         let buffers = &self.process(node).buffers;
         let lanes = (0..shards)
             .map(|shard| {
@@ -188,40 +88,26 @@ impl World {
             .collect();
         let session = PeerSession { hello, lanes };
         self.feed_coordinator(node, CoordinatorEvent::PeerUp(Box::new(session)));
-        loop {
-            let Some(connection) = self.connections.get_mut(&id) else { return };
-            let side = &mut connection.sides[node];
-            if side.state != SideState::Up {
-                return;
-            }
-            let Some(message) = side.held_control.pop_front() else { return };
-            self.feed_coordinator(node, CoordinatorEvent::PeerMessage(message));
+        while let Some(told) = self.connections.next_control(id, node) {
+            self.told(id, node, told);
         }
     }
 
     /// A shard has its order that the lane is up: what waited comes now.
     pub fn open_lane(&mut self, node: usize, shard: ShardId) {
         let Some(id) = self.side_of(node) else { return };
-        let index = usize::from(shard.0);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.sides[node].open_lanes[index] = true;
-        loop {
-            let Some(connection) = self.connections.get_mut(&id) else { return };
-            let side = &mut connection.sides[node];
-            if side.state != SideState::Up {
-                return;
-            }
-            let Some((message, placed)) = side.held_lane[index].pop_front() else { return };
-            self.deliver_lane(node, shard, &message, placed);
+        self.connections.open_lane(id, node, shard);
+        while let Some(told) = self.connections.next_on_lane(&mut self.nodes, id, node, shard) {
+            self.told(id, node, told);
         }
     }
 
     /// The coordinator hears that the connection is lost.
     pub fn peer_down(&mut self, node: usize, id: u64, reason: String) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.sides[node].state = SideState::Gone;
-        self.forget_connection(id);
-        self.feed_coordinator(node, CoordinatorEvent::PeerDown(reason));
+        if self.connections.get(&id).is_some() {
+            self.connections.end(id, node);
+            self.feed_coordinator(node, CoordinatorEvent::PeerDown(reason));
+        }
     }
 
     /// The coordinator ends its session.
@@ -233,200 +119,98 @@ impl World {
 
     /// Sends a coordinator's message.
     pub fn peer_post(&mut self, node: usize, message: Vec<u8>) {
-        let delay_ns = self.wire_delay_ns(1);
-        let now = self.now;
+        let time = self.wire_time(1);
         let Some(id) = self.side_of(node) else { return };
-        let connection = self.connections.get_mut(&id).expect("a side has a connection");
-        if !connection.is_broken {
-            let time = connection.arrival((node, None, false), now + delay_ns);
-            self.at(time, Event::Wire(id, WireEvent::Control { to: 1 - node, message }));
-        }
+        let outcome = self.connections.post_control(id, node, time, message);
+        self.carry_out(id, outcome);
     }
 
-    /// The connection on which a shard's post goes out, and when the wire will have taken it.
-    pub fn lane_arrival(&mut self, node: usize, shard: ShardId) -> Option<(u64, u64)> {
-        let delay_ns = self.wire_delay_ns(4);
-        let now = self.now;
-        let id = self.side_of(node)?;
-        let connection = self.connections.get_mut(&id)?;
-        let is_usable = !connection.is_broken && connection.sides[node].state == SideState::Up;
-        is_usable.then(|| (id, connection.arrival((node, Some(shard), true), now + delay_ns)))
+    /// Sends a shard's post. False if there is no lane to send it on.
+    pub fn lane_post(&mut self, node: usize, post: Post) -> bool {
+        let time = self.wire_time(4);
+        let Some(id) = self.side_of(node) else { return false };
+        let outcome = self.connections.post(&mut self.nodes, (id, node), time, post);
+        let is_taken = outcome.is_some();
+        self.carry_out(id, outcome);
+        is_taken
     }
 
     /// Something happens on a connection.
-    pub fn wire_event(&mut self, id: u64, event: WireEvent) {
-        let now = self.now;
-        let delay_ns = self.wire_delay_ns(1);
+    pub fn wire_event(&mut self, id: u64, mut event: WireEvent) {
+        let time = self.wire_time(1);
         if self.corrupts(id, &event) {
             return;
         }
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        match event {
-            WireEvent::Sent { node, shard, io, message, placement, contents } => {
-                if connection.sides[node].state != SideState::Up {
-                    return;
-                }
-                let goes = !connection.is_broken;
-                let time = connection.arrival((node, Some(shard), false), now + delay_ns);
-                for (buffer, block) in
-                    placement.iter().flat_map(|(buffers, _)| buffers).zip(&contents)
-                {
-                    assert!(
-                        self.process(node).buffers.get(*buffer) == block,
-                        "buffer {buffer} changed while it was sent"
-                    );
-                }
-                if goes {
-                    let placed = placement.map(|(_, target)| (target, contents));
-                    self.at(
-                        time,
-                        Event::Wire(id, WireEvent::Lane { to: 1 - node, shard, message, placed }),
-                    );
-                }
-                self.posted(node, shard, io);
-            }
-            WireEvent::Lane { to, shard, message, placed } => {
-                self.lane_arrived(id, to, shard, message, placed)
-            }
-            WireEvent::Control { to, message } => match connection.sides[to].state {
-                SideState::Coming => connection.sides[to].held_control.push_back(message),
-                SideState::Up => self.feed_coordinator(to, CoordinatorEvent::PeerMessage(message)),
-                SideState::Down | SideState::Gone => {}
-            },
-            WireEvent::Lost { node, reason } => self.side_down(id, node, reason),
-            WireEvent::Close { node, reason } => self.break_connection(id, node, &reason),
-        }
-    }
-
-    fn wire_delay_ns(&mut self, share: u64) -> u64 {
-        let slowness = if self.wire_is_slow { 30 } else { 1 };
-        self.random.delay_ns(self.options.wire_delay_ns * slowness / share)
+        self.corrupt_block(id, &mut event);
+        let outcomes = self.connections.happen(&mut self.nodes, id, time, event);
+        self.carry_out(id, outcomes);
     }
 
     /// Bytes go through no longer; each side will notice.
     pub fn break_connection(&mut self, id: u64, first: usize, reason: &str) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.is_broken = true;
-        self.side_down(id, first, reason.to_owned());
-        let reason = "the peer ended the connection".to_owned();
-        self.soon(300_000, Event::Wire(id, WireEvent::Lost { node: 1 - first, reason }));
+        let outcomes = self.connections.break_up(&mut self.nodes, id, first, reason.to_owned());
+        self.carry_out(id, outcomes);
     }
 
     /// A process died: its side is gone, the other one will notice.
     pub fn drop_side(&mut self, node: usize, is_told: bool) {
-        let ids: Vec<u64> = self.connections.keys().copied().collect();
-        for id in ids {
-            let connection = self.connections.get_mut(&id).expect("it was listed");
-            if connection.sides[node].state != SideState::Gone {
-                connection.sides[node].state = SideState::Gone;
-                connection.is_broken = true;
-                if is_told {
-                    let reason = "the peer died".to_owned();
-                    self.soon(500_000, Event::Wire(id, WireEvent::Lost { node: 1 - node, reason }));
-                }
-                self.forget_connection(id);
-            }
+        for (id, outcome) in self.connections.drop_sides(node, is_told) {
+            self.carry_out(id, [outcome]);
         }
     }
 
     /// The connection of which a node is a side.
     pub fn side_of(&self, node: usize) -> Option<u64> {
-        let lives =
-            |side: &Side| side.state != SideState::Gone && side.life == self.nodes[node].life;
-        self.connections
-            .iter()
-            .find(|(_, connection)| lives(&connection.sides[node]))
-            .map(|(id, _)| *id)
+        self.connections.side_of(node, self.nodes[node].life)
     }
 
-    fn lane_arrived(
-        &mut self,
-        id: u64,
-        to: usize,
-        shard: ShardId,
-        message: Vec<u8>,
-        placed: Option<(u32, Vec<Block>)>,
-    ) {
-        let index = usize::from(shard.0);
-        let lent = self.options.lent_blocks;
-        let connection = self.connections.get_mut(&id).expect("the caller looked");
-        if matches!(connection.sides[to].state, SideState::Down | SideState::Gone) {
+    /// When something sent now arrives.
+    fn wire_time(&mut self, share: u64) -> u64 {
+        let slowness = if self.wire_is_slow { 30 } else { 1 };
+        self.now + self.random.delay_ns(self.options.wire_delay_ns * slowness / share)
+    }
+
+    /// A placed block changes on its way, if that is due.
+    fn corrupt_block(&mut self, id: u64, event: &mut WireEvent) {
+        let WireEvent::Lane { to, placed: Some((_, contents)), .. } = event else { return };
+        if self.corruption != Some(Corruption::Block) || !self.connections.hears(id, *to) {
             return;
         }
-        let first = self.process(to).buffers.lent(index, lent);
-        let corrupts = self.corruption == Some(Corruption::Block) && placed.is_some();
-        let placed = placed.map(|(target, mut contents)| {
-            if corrupts {
-                self.corruption = None;
-                let index = self.random.below(contents.len() as u64) as usize;
-                let byte = self.random.below(BLOCK_BYTES as u64) as usize;
-                Rc::make_mut(&mut contents[index])[byte] ^= 1 << self.random.below(8);
+        self.corruption = None;
+        let index = self.random.below(contents.len() as u64) as usize;
+        let byte = self.random.below(BLOCK_BYTES as u64) as usize;
+        Rc::make_mut(&mut contents[index])[byte] ^= 1 << self.random.below(8);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.is_corrupted = true;
+        }
+    }
+
+    fn carry_out(&mut self, id: u64, outcomes: impl IntoIterator<Item = Outcome>) {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::At(time, event) => self.at(time, Event::Wire(id, event)),
+                Outcome::Soon(delay_ns, event) => self.soon(delay_ns, Event::Wire(id, event)),
+                Outcome::Told(node, told) => self.told(id, node, told),
             }
-            assert!(
-                target as usize + contents.len() <= lent as usize,
-                "placed outside of the lent memory"
-            );
-            (BufferId(first.0 + target), contents)
-        });
-        let connection = self.connections.get_mut(&id).expect("the caller looked");
-        connection.is_corrupted |= corrupts;
-        let side = &mut connection.sides[to];
-        if side.state == SideState::Coming
-            || !side.open_lanes[index]
-            || !side.held_lane[index].is_empty()
-        {
-            side.held_lane[index].push_back((message, placed));
-        } else {
-            self.deliver_lane(to, shard, &message, placed);
         }
     }
 
-    fn deliver_lane(
-        &mut self,
-        node: usize,
-        shard: ShardId,
-        message: &[u8],
-        placed: Option<(BufferId, Vec<Block>)>,
-    ) {
-        let placed = placed.map(|(first, contents)| {
-            let count = contents.len() as u32;
-            for (index, block) in contents.into_iter().enumerate() {
-                self.process(node).buffers.set(BufferId(first.0 + index as u32), block);
+    fn told(&mut self, id: u64, node: usize, told: Told) {
+        match told {
+            Told::Posted(shard, io) => self.feed_shard(node, shard, ShardEvent::Posted { io }),
+            Told::Lane { shard, message, placed } => {
+                let event = ShardEvent::LaneMessage { bytes: &message, placed };
+                self.feed_shard(node, shard, event);
             }
-            (first, count)
-        });
-        self.feed_shard(node, shard, ShardEvent::LaneMessage { bytes: message, placed });
-    }
-
-    fn side_down(&mut self, id: u64, node: usize, reason: String) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let side = &mut connection.sides[node];
-        match side.state {
-            SideState::Coming | SideState::Up => side.state = SideState::Down,
-            SideState::Down | SideState::Gone => return,
+            Told::Control(message) => {
+                self.feed_coordinator(node, CoordinatorEvent::PeerMessage(message));
+            }
+            Told::Down(reason) => {
+                for shard in 0..self.options.geometry.shards {
+                    self.feed_shard(node, ShardId(shard), ShardEvent::LaneDown);
+                }
+                self.enqueue(node, Queue::Control, 20_000, NodeEvent::PeerDown(id, reason));
+            }
         }
-        let posts: Vec<(u16, IoToken)> = self.process(node).posts.iter().copied().collect();
-        for (shard, io) in posts {
-            self.posted(node, ShardId(shard), io);
-        }
-        for shard in 0..self.options.geometry.shards {
-            self.feed_shard(node, ShardId(shard), ShardEvent::LaneDown);
-        }
-        self.enqueue(node, Queue::Control, 20_000, NodeEvent::PeerDown(id, reason));
-    }
-
-    fn forget_connection(&mut self, id: u64) {
-        let gone = |side: &Side| side.state == SideState::Gone;
-        if self.connections.get(&id).is_some_and(|connection| connection.sides.iter().all(gone)) {
-            self.connections.remove(&id);
-        }
-    }
-}
-
-impl Connection {
-    fn arrival(&mut self, queue: (usize, Option<ShardId>, bool), time: u64) -> u64 {
-        let last = self.arrivals.entry(queue).or_insert(0);
-        *last = (*last).max(time);
-        *last
     }
 }

@@ -29,7 +29,7 @@ use crate::model::Model;
 use crate::node::{Node, Queue};
 use crate::options::Options;
 use crate::random::Random;
-use crate::wire::{Connection, TicketUse, WireEvent};
+use crate::wire::{Connections, TicketUse, WireEvent};
 
 /// Looks at what a power cut would leave, in one history: each costs as much as a start.
 const PROBES: u64 = 6;
@@ -51,8 +51,7 @@ pub(crate) struct World {
     /// Which kinds of faults happen.
     pub faults: Faults,
     pub nodes: [Node; 2],
-    pub connections: BTreeMap<u64, Connection>,
-    pub connection_next: u64,
+    pub connections: Connections,
     pub network_is_up: bool,
     /// Nothing that this node sends arrives for now; it is held here.
     pub is_cut: [bool; 2],
@@ -116,7 +115,7 @@ pub(crate) enum NodeEvent {
     Flush(Tag),
     Command(Ticket, Command),
     PeerHello(Ticket, Box<Hello>),
-    PeerUp(u64),
+    PeerUp(u64, Box<Hello>),
     PeerDown(u64, String),
     Tick,
 }
@@ -163,8 +162,7 @@ impl World {
         World {
             now: 0,
             nodes,
-            connections: BTreeMap::new(),
-            connection_next: 0,
+            connections: Connections::new(options.geometry.shards, options.lent_blocks),
             network_is_up: true,
             is_cut: [false; 2],
             held_on_wire: [VecDeque::new(), VecDeque::new()],
@@ -244,8 +242,20 @@ impl World {
         true
     }
 
-    /// An event happens, unless it is for a node that is paused: then it waits there.
+    /// An event happens, unless the wire keeps it.
     pub fn happen(&mut self, event: Event) {
+        match event {
+            Event::Wire(connection, event) => {
+                if let Some(event) = self.pass(connection, event) {
+                    self.reach(Event::Wire(connection, event));
+                }
+            }
+            other => self.reach(other),
+        }
+    }
+
+    /// An event that nothing keeps any more happens, unless it is for a node that is paused: then it waits there.
+    pub fn reach(&mut self, event: Event) {
         let node = match &event {
             Event::Node(node, ..) => Some(*node),
             Event::Wire(_, event) => Some(event.receiver()),
@@ -261,11 +271,7 @@ impl World {
                     self.node_event(node, event);
                 }
             }
-            Event::Wire(connection, event) => {
-                if let Some(event) = self.pass(connection, event) {
-                    self.wire_event(connection, event);
-                }
-            }
+            Event::Wire(connection, event) => self.wire_event(connection, event),
             Event::Client(client) => self.client_wakes(client),
             Event::Dial(node) => self.dial(node),
             Event::Start(node, ceiling) => self.start_node(node, ceiling),
@@ -356,7 +362,7 @@ impl World {
                 };
                 self.feed_coordinator(node, event);
             }
-            NodeEvent::PeerUp(connection) => self.peer_up(node, connection),
+            NodeEvent::PeerUp(connection, hello) => self.peer_up(node, connection, *hello),
             NodeEvent::PeerDown(connection, reason) => self.peer_down(node, connection, reason),
             NodeEvent::Tick => {
                 if self.process(node).tick_at.is_some_and(|at| at <= self.now) {

@@ -346,6 +346,10 @@ impl Coordinator {
         let State::Ending(mut waiting) = self.peer.state else { panic!("no session ends") };
         waiting.remove(shard);
         self.peer.state = if waiting.is_empty() { State::Absent } else { State::Ending(waiting) };
+        if self.peer.is_absent() && self.has_given_up_base() {
+            // What only the lost peer needed is free. Writers may wait for just that, and no CP will end before they go on.
+            self.announce_commit();
+        }
     }
 
     /// Ends the session; the shell answers with [`crate::contract::CoordinatorEvent::PeerDown`].

@@ -64,18 +64,23 @@ impl World {
         self.mend_later(Mend::Cut(node));
     }
 
-    /// What was held on its way arrives now, in order.
+    /// What was held on its way arrives now, in order, and before all that comes later.
     pub(super) fn heal_cut(&mut self, node: usize) {
         self.is_cut[node] = false;
         for (id, event) in std::mem::take(&mut self.held_on_wire[node]) {
-            self.at(self.now, Event::Wire(id, event));
+            let event = Event::Wire(id, event);
+            self.note(|| format!("{event:?}"));
+            self.happen(event);
         }
     }
 
+    /// For good: what was swallowed is never sent again, so a side that spoke again would leave a gap.
     fn silence_connection(&mut self) {
         let sides = self.random.pick(&[[true, true], [true, false], [false, true]]);
         for connection in self.connections.values_mut() {
-            connection.is_silent = sides;
+            for (is_silent, silenced) in connection.is_silent.iter_mut().zip(sides) {
+                *is_silent |= silenced;
+            }
         }
     }
 

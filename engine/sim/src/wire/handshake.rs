@@ -3,12 +3,10 @@
 //! Invariants: a node that leads is never asked to follow, but learns whether it was deposed; a hello that was sent to an
 //! earlier life connects nobody.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use twinpoint_core::contract::{Command, Refusal, Reply};
 use twinpoint_core::message::Hello;
 
-use super::{Connection, Side, SideState, TicketUse};
+use super::TicketUse;
 use crate::node::Queue;
 use crate::world::{Event, NodeEvent, World};
 
@@ -103,29 +101,13 @@ impl World {
     }
 
     fn connect(&mut self, dialer: usize, dialer_hello: Hello, peer_hello: Hello) {
-        let shards = usize::from(self.options.geometry.shards);
-        let side = |node: usize| Side {
-            life: self.nodes[node].life,
-            hello: if node == dialer { peer_hello.clone() } else { dialer_hello.clone() },
-            state: SideState::Coming,
-            open_lanes: vec![false; shards],
-            held_lane: (0..shards).map(|_| VecDeque::new()).collect(),
-            held_control: VecDeque::new(),
-        };
-        let connection = Connection {
-            is_broken: false,
-            is_silent: [false; 2],
-            is_corrupted: false,
-            sides: [side(0), side(1)],
-            arrivals: BTreeMap::new(),
-        };
-        let id = self.connection_next;
-        self.connection_next += 1;
-        self.connections.insert(id, connection);
+        let id = self.connections.connect([0, 1].map(|node| self.nodes[node].life));
         self.counts.sessions += 1;
-        for node in 0..2 {
+        let hellos =
+            if dialer == 0 { [peer_hello, dialer_hello] } else { [dialer_hello, peer_hello] };
+        for (node, hello) in hellos.into_iter().enumerate() {
             let delay_ns = self.options.wire_delay_ns;
-            self.enqueue(node, Queue::Control, delay_ns, NodeEvent::PeerUp(id));
+            self.enqueue(node, Queue::Control, delay_ns, NodeEvent::PeerUp(id, Box::new(hello)));
         }
     }
 

@@ -4,17 +4,26 @@
 //! | what | bodies | arms |
 //! |---|---|---|
 //! | the device, as `contract.rs` lets the core rely on it | `device.rs` | simulated disk; file through io_uring |
-//! | a lane's wire, as `contract.rs` lets the core rely on it | `lane.rs` | memory, TCP |
+//! | a lane's wire, as `contract.rs` lets the core rely on it | `lane.rs` | simulated wire; memory, TCP |
 //!
-//! The simulated disk is compiled into this test from its own files: it is private to the simulator.
+//! The simulated disk and wire are compiled into this test from their own files: they are private to the simulator.
 #![expect(clippy::unwrap_used, reason = "a test's failure is a panic, in its helpers too")]
 
+#[path = "../../src/buffers.rs"]
+#[allow(dead_code, reason = "the simulator uses the rest")]
+mod buffers;
+#[path = "../../src/wire/connections.rs"]
+#[allow(dead_code, reason = "the simulator uses the rest")]
+mod connections;
 #[path = "../../src/content.rs"]
 #[allow(dead_code, reason = "the simulator uses the rest")]
 mod content;
 #[path = "../../src/disk.rs"]
 #[allow(dead_code, reason = "the simulator uses the rest")]
 mod disk;
+#[path = "../../src/wire/event.rs"]
+#[allow(dead_code, reason = "the simulator uses the rest")]
+mod event;
 #[path = "../../src/random.rs"]
 #[allow(dead_code, reason = "the simulator uses the rest")]
 mod random;
@@ -23,6 +32,7 @@ mod device;
 mod lane;
 mod real_device;
 mod sim_device;
+mod sim_wire;
 mod wires;
 
 /// Each body over each arm, as tests of their own.
@@ -49,12 +59,25 @@ conformance!(device over simulated_disk: crate::sim_device::make, file: crate::r
     histories_follow_a_model
 });
 
-conformance!(lane over memory: crate::wires::memory, tcp: crate::wires::tcp => {
+conformance!(lane over
+    simulated_wire: crate::sim_wire::make, memory: crate::wires::memory, tcp: crate::wires::tcp
+=> {
     messages_come_in_order_and_once
     bytes_are_placed_before_their_message
+    other_lent_blocks_stay
+    each_side_places_in_the_other_ones_memory
     posts_are_answered_once_and_in_order
-    a_full_lane_takes_more_later
+    posts_for_a_peer_that_left_are_answered_in_order
     nothing_comes_after_the_loss
+    the_loss_is_told_once_at_each_side
     posts_are_over_at_the_loss
+    a_broken_message_ends_the_lane
     a_late_message_never_enters_a_new_session
+});
+
+// The shell queues what a full wire does not take, so that the core and the simulated wire know of no bound.
+conformance!(lane over
+    bounded_memory: crate::wires::memory, bounded_tcp: crate::wires::tcp
+=> {
+    a_full_lane_takes_more_later
 });
