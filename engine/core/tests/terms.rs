@@ -264,6 +264,26 @@ fn a_base_that_was_given_up_moves_when_the_peer_is_lost_again() {
 }
 
 #[test]
+fn a_late_hello_is_not_answered_while_a_later_session_leaves_points_under_way() {
+    let hello = primary(&[(1, 1), (1, 21)], 20, 20);
+    let mut node = Node::secondary(true, OLD, 20, 20);
+    // Its history is being written when a session of an earlier hello begins, brings CP 21, and is lost.
+    node.hello(1, &hello);
+    let lanes = vec![((BufferId(0), 16), 0)];
+    node.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello, lanes })));
+    let (cp, shard) = (CpNumber(21), ShardId(0));
+    let (committed, base) = (CpNumber(20), CpNumber(20));
+    let participants = ShardSet::one(shard);
+    let arrived = Report::Arrived { cp, participants, committed, base, catalog: None };
+    node.event(CoordinatorEvent::Report(shard, arrived));
+    node.event(CoordinatorEvent::Report(shard, Report::Applied { cp, root: Root(2) }));
+    node.event(CoordinatorEvent::PeerDown("the cable".into()));
+    node.event(CoordinatorEvent::Report(shard, Report::SessionEnded));
+    node.write_all();
+    assert_eq!(*node.reply(1), Reply::Refused(Refusal::SessionEnding), "CP 21 is about to be here");
+}
+
+#[test]
 fn nobody_hears_of_a_term_that_is_not_durable() {
     let mut node = Node::secondary(true, OLD, 20, 20);
     // The hello brings a new history, which is being written when the promotion comes.

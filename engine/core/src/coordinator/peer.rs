@@ -124,8 +124,7 @@ impl Coordinator {
         if self.peer.is_up() {
             self.close_peer("the primary opened another session");
         }
-        let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
-        if !self.session_is_over() || points_under_way || self.is_changing() || self.failed {
+        if !self.may_say_hello() {
             self.refuse(ticket, Refusal::SessionEnding);
             return;
         }
@@ -201,9 +200,15 @@ impl Coordinator {
         self.stop_serving();
     }
 
-    /// Secondary: says hello to a primary that was found good.
+    /// Whether what this side would say of itself holds until a session begins.
+    fn may_say_hello(&self) -> bool {
+        let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
+        self.session_is_over() && !points_under_way && !self.is_changing() && !self.failed
+    }
+
+    /// Secondary: says hello to a primary that was found good. A session of another hello may have come and gone meanwhile.
     pub(super) fn answer_hello(&mut self, ticket: Ticket) {
-        let reply = if self.peer.is_absent() && !self.is_changing() {
+        let reply = if self.may_say_hello() {
             Reply::Hello(Box::new(self.hello()))
         } else {
             Reply::Refused(Refusal::SessionEnding)
