@@ -167,7 +167,14 @@ impl World {
     /// When something sent now arrives.
     fn wire_time(&mut self, share: u64) -> u64 {
         let slowness = if self.wire_is_slow { 30 } else { 1 };
-        self.now + self.random.delay_ns(self.options.wire_delay_ns * slowness / share)
+        let typical_ns = self.options.wire_delay_ns * slowness / share;
+        // One that takes far longer may pass the peer's timeout; if that goes on, nothing ever catches up.
+        let delay_ns = if self.is_calm {
+            self.random.between(typical_ns / 2, typical_ns * 3 / 2)
+        } else {
+            self.random.delay_ns(typical_ns)
+        };
+        self.now + delay_ns
     }
 
     /// A placed block changes on its way, if that is due.
