@@ -65,7 +65,6 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
 const LONG_FILES: &[(&str, usize)] = &[
     ("engine/core/src/contract.rs", 570),
     ("engine/core/src/coordinator/mod.rs", 500),
-    ("engine/core/src/coordinator/peer.rs", 510),
     ("engine/core/src/record.rs", 500),
     ("engine/core/src/recovery.rs", 780),
     ("engine/runtime/src/device.rs", 570),

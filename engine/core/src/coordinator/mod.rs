@@ -12,6 +12,7 @@
 
 mod branch;
 mod commands;
+mod hello;
 mod lag;
 mod peer;
 mod points;
