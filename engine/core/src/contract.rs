@@ -232,8 +232,11 @@ pub enum Order {
     Committed {
         /// Committed here.
         committed: CpNumber,
-        /// Blocks freed at or before this CP are free.
+        /// Blocks freed at or before this CP are free, if that is claimed.
         base: CpNumber,
+        /// The newest CP that a durable structure of this store calls committed. Recovery reads the data of later ones to
+        /// believe them, so what those freed is not yet overwritten.
+        claimed: CpNumber,
     },
     /// The lane is there: the peer lends `lent_blocks` of memory and has applied CP `from`, with this root.
     LaneUp {
@@ -325,6 +328,8 @@ pub enum Report {
     WantReap,
     /// Journal or free space is held by the base only (R7).
     HeldByBase,
+    /// Free space is held only because no durable structure calls the CPs committed that freed it.
+    HeldByClaim,
     /// Secondary: CPs ordered to be applied have no room in the journal, and after the session none will come.
     Stuck,
     /// The lane reached the newest sealed CP.

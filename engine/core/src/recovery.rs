@@ -240,14 +240,19 @@ pub fn recover(
     let mut superblock = survey.superblock;
     let geometry = superblock.geometry;
     let mut repairs = Vec::new();
-    if superblock.committed > last {
-        // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs.
+    let loses_records = survey.shards.iter().any(|shard| {
+        !shard.strays.is_empty() || shard.records.iter().any(|found| found.record.cp > last)
+    });
+    if superblock.committed > last || (superblock.committed < last && loses_records) {
+        // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs. And what
+        // only the records that go call committed, the superblock says from now on: the data of those CPs may be
+        // overwritten already where later ones freed it, so that it proves nothing any more.
         superblock.committed = last;
         superblock.base = base;
         superblock.branch = superblock.branch.filter(|branch| branch.tip <= last);
         superblock.sequence += 1;
         for block in Geometry::superblock_copies() {
-            let why = "the last committed CP goes back to the wanted one";
+            let why = "it says from now on which CP is the last committed one";
             repairs.push(Repair { block, bytes: superblock.encode(), why });
         }
     } else {

@@ -213,7 +213,7 @@ impl Disk {
     /// A block that nobody writes or reads now goes bad.
     pub fn rot(&mut self, block: u64, bad: Block) {
         assert!(self.is_quiet(block), "block {block} rots while it is in use");
-        let good = self.rotten.remove(&block).map_or_else(|| self.block(block), |rot| rot.good);
+        let good = self.sound_block(block);
         self.durable.insert(block, bad.clone());
         self.current.insert(block, bad.clone());
         self.rotten.insert(block, Rot { bad, good });

@@ -92,7 +92,7 @@ impl Images {
     ) {
         let (common, floor) = (self.common, self.floor(node, keeps_base));
         let side = &mut self.sides[node];
-        let durable = side.durable;
+        let (durable, claimed) = (side.durable, side.claimed);
         let region = &mut side.shards[usize::from(shard.0)];
         for block in run.blocks() {
             let uses = &region.uses[block.0 as usize];
@@ -101,6 +101,12 @@ impl Images {
                 user.is_none(),
                 "node {node} writes block {block} of shard {shard}, which CPs at or after {floor} use: {user:?} \
                  (committed here {durable}, on both {common})"
+            );
+            // Recovery reads the data of CPs that nothing durable calls committed, those that later ones freed too.
+            let proof = uses.last().filter(|used| used.mapped > claimed);
+            assert!(
+                proof.is_none(),
+                "node {node} writes block {block} of shard {shard}, which proves a CP after {claimed}: {proof:?}"
             );
             let fresh = region.unclaimed.insert(block);
             assert!(fresh, "node {node} writes block {block} of shard {shard} for two CPs");
@@ -156,6 +162,12 @@ impl Images {
         let claims = newest.into_iter().flat_map(|point| point.parts.values());
         side.claimed = claims.map(|part| part.committed).fold(side.claimed, CpNumber::max);
         self.find_common();
+    }
+
+    /// The durable superblock calls CPs committed.
+    pub fn told(&mut self, node: usize, committed: CpNumber) {
+        let side = &mut self.sides[node];
+        side.claimed = side.claimed.max(committed);
     }
 
     /// A failed flush lost writes: what the device holds is unknown until the store is opened again.

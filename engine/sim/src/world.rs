@@ -304,16 +304,16 @@ impl World {
     }
 
     /// No block is free that an image still needs, and of an idle shard none is kept that nobody needs.
-    fn check_space(&mut self, node: usize, shard: ShardId, base: CpNumber) {
+    fn check_space(&mut self, node: usize, shard: ShardId, floor: CpNumber) {
         let keeps_base = self.nodes[node].keeps_base;
         let machine = &self.process(node).shards[usize::from(shard.0)];
         let (free, is_idle) = (machine.free_blocks(), machine.is_idle());
         self.images.check_free(node, shard, free, keeps_base);
         if is_idle {
-            let unused = self.images.free_blocks(node, shard, base);
+            let unused = self.images.free_blocks(node, shard, floor);
             assert!(
                 free == unused,
-                "node {node} shard {shard} leaks: {free} blocks are free, {unused} are not used from CP {base} on"
+                "node {node} shard {shard} leaks: {free} blocks are free, {unused} are not used from CP {floor} on"
             );
             self.counts.leak_checks += 1;
         }
@@ -327,13 +327,13 @@ impl World {
                 if is_lane_up || matches!(order, Order::Lead(_)) {
                     self.images.forget_unclaimed(node, shard);
                 }
-                let base = match order {
-                    Order::Committed { base, .. } => Some(base),
+                let floor = match order {
+                    Order::Committed { base, claimed, .. } => Some(base.min(claimed)),
                     _ => None,
                 };
                 self.feed_shard(node, shard, ShardEvent::Order(order));
-                if let Some(base) = base.filter(|_| self.is_alive(node)) {
-                    self.check_space(node, shard, base);
+                if let Some(floor) = floor.filter(|_| self.is_alive(node)) {
+                    self.check_space(node, shard, floor);
                 }
                 if is_lane_up && self.is_alive(node) {
                     self.open_lane(node, shard);

@@ -119,6 +119,11 @@ pub struct Coordinator {
     /// Sealed or arrived, and not yet committed on both sides.
     points: VecDeque<Point>,
     committed: CpNumber,
+    /// The newest CP that a durable record, or the durable superblock, calls committed.
+    claimed: CpNumber,
+    /// The superblock is being told of the last commit because somebody waits for just that.
+    claiming: bool,
+    committed_at: Instant,
     /// Each shard's root at `committed`.
     roots: Vec<Root>,
     flush: Option<(IoToken, CpNumber)>,
@@ -174,6 +179,8 @@ pub struct CoordinatorStatus {
     pub confirmed: CpNumber,
     /// The last CP committed on both sides.
     pub base: CpNumber,
+    /// The newest CP that a durable structure of this store calls committed.
+    pub claimed: CpNumber,
     /// The store's root at `committed`.
     pub root: Root,
     /// CPs sealed and not confirmed by the secondary.
@@ -221,6 +228,10 @@ impl Coordinator {
             next: NextPoint::default(),
             points: VecDeque::new(),
             committed: image.committed,
+            // The superblock says so before anything is written.
+            claimed: image.committed,
+            claiming: false,
+            committed_at: now,
             roots: image.roots,
             flush: None,
             flush_waiters: VecDeque::new(),
@@ -287,7 +298,7 @@ impl Coordinator {
         let may_seal = !self.closing && self.superblock_allows() && self.has_room_for_point();
         let seal = may_seal.then_some(self.open_since).flatten();
         let seal = seal.map(|since| since.after(self.options.cp_interval_ns));
-        seal.into_iter().chain(self.peer_timeout()).min()
+        seal.into_iter().chain(self.peer_timeout()).chain(self.claim_timeout()).min()
     }
 
     /// Whether nothing of a session with the peer is left: another may begin.
@@ -312,6 +323,7 @@ impl Coordinator {
             received: self.peer.received,
             confirmed: self.peer.durable,
             base: self.base(),
+            claimed: self.claimed,
             root: self.store_root(),
             lag_points: lag.points,
             lag_bytes: lag.bytes,
@@ -365,6 +377,7 @@ impl Coordinator {
         self.watch_peer();
         self.watch_lag();
         self.watch_base();
+        self.watch_claim();
         self.seal_when_due();
         self.finish_promotion();
         self.finish_stop();
@@ -390,6 +403,7 @@ impl Coordinator {
                 }
             }
             Report::HeldByBase => self.held_by_base = true,
+            Report::HeldByClaim => self.claim(),
             Report::Stuck => {
                 self.log("the journal is full of CPs that the primary did not confirm: opening the store anew".to_owned());
                 self.restart(self.committed);

@@ -10,6 +10,9 @@ use crate::message::{PeerMessage, Role};
 use crate::request::Tag;
 use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet};
 
+/// How long after the last commit an idle store's superblock is told of it.
+const CLAIM_AFTER_NS: u64 = 1_000_000_000;
+
 /// One CP that is not committed on both sides yet.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -25,6 +28,8 @@ pub(super) struct Point {
     roots: Vec<(ShardId, Root)>,
     catalog: Option<Catalog>,
     tickets: NextPoint,
+    /// What its records call committed, at least.
+    claims: CpNumber,
     pub since: Instant,
     written_at: Option<Instant>,
     pub bytes: u64,
@@ -42,6 +47,7 @@ impl Point {
             roots: Vec::new(),
             catalog: None,
             tickets: NextPoint::default(),
+            claims: CpNumber(0),
             since,
             written_at: None,
             bytes: 0,
@@ -146,6 +152,7 @@ impl Coordinator {
             self.act(CoordinatorAction::Order(shard, Order::Seal(Box::new(seal))));
         }
         let mut point = Point::new(cp, participants, self.now);
+        point.claims = self.committed;
         point.catalog.clone_from(&next.catalog);
         point.tickets = next;
         self.points.push_back(point);
@@ -246,8 +253,8 @@ impl Coordinator {
 
     /// Tells all who wait for commits: shards, the peer, clients.
     pub(super) fn announce_commit(&mut self) {
-        let (committed, base) = (self.committed, self.base());
-        self.order_all(&Order::Committed { committed, base });
+        let (committed, base, claimed) = (self.committed, self.base(), self.claimed);
+        self.order_all(&Order::Committed { committed, base, claimed });
         while self.points.front().is_some_and(|point| point.cp <= committed.min(base)) {
             self.points.pop_front();
         }
@@ -256,6 +263,29 @@ impl Coordinator {
             self.post(&PeerMessage::Committed { term, committed, base });
         }
         self.answer_waiters();
+    }
+
+    /// A shard waits for space that CPs freed which nothing durable calls committed yet. The next CP's records would; this
+    /// one may have to wait for just that space.
+    pub(super) fn claim(&mut self) {
+        if self.claimed < self.committed && !self.claiming {
+            self.claiming = true;
+            self.write_superblock(Then::Claimed);
+        }
+    }
+
+    /// No CP came for a while whose records would claim what is committed: the space that the last ones freed is not to
+    /// wait for the next writer.
+    pub(super) fn watch_claim(&mut self) {
+        if self.claim_timeout().is_some_and(|at| at <= self.now) {
+            self.claim();
+        }
+    }
+
+    /// When the superblock is to be told, if no CP is committed until then.
+    pub(super) fn claim_timeout(&self) -> Option<Instant> {
+        let wanted = self.serving && self.claimed < self.base() && !self.claiming;
+        wanted.then(|| self.committed_at.after(CLAIM_AFTER_NS))
     }
 
     /// Answers the flushes and checkpoints whose CP is kept as the mode says.
@@ -325,6 +355,7 @@ impl Coordinator {
                 break;
             }
             point.ordered = true;
+            point.claims = self.committed;
             let (cp, participants) = (point.cp, point.participants);
             self.peer.ordered = cp;
             expected = cp.next();
@@ -352,6 +383,8 @@ impl Coordinator {
         let point = &mut self.points[index];
         assert_eq!(point.cp, self.committed.next(), "CPs are committed in order");
         self.committed = point.cp;
+        self.claimed = self.claimed.max(point.claims);
+        self.committed_at = self.now;
         let (cp, since) = (point.cp, point.since);
         let written_ns = point.written_at.map_or(0, |at| at.since(since));
         let roots = std::mem::take(&mut point.roots);

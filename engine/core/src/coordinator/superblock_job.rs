@@ -21,6 +21,8 @@ struct UnderWay {
     io: IoToken,
     step: u8,
     bytes: Vec<u8>,
+    /// The last commit that it tells of.
+    committed: CpNumber,
     then: Vec<Then>,
 }
 
@@ -33,6 +35,8 @@ pub(super) enum Then {
     Alone,
     /// Blocks since the base may be reused.
     BaseGivenUp,
+    /// Blocks that CPs up to the last commit freed may be reused, as far as the base allows.
+    Claimed,
     /// The secondary is this side's peer; answer its hello.
     Hello(Ticket),
     /// The new term is open.
@@ -77,7 +81,8 @@ impl Coordinator {
         let io = self.start();
         let block = Geometry::superblock_copies()[0];
         self.act(CoordinatorAction::WriteMetadata { io, block, bytes: bytes.clone() });
-        self.superblock_job.under_way = Some(UnderWay { io, step: 0, bytes, then });
+        self.superblock_job.under_way =
+            Some(UnderWay { io, step: 0, bytes, committed: self.committed, then });
     }
 
     pub(super) fn superblock_step_done(&mut self, io: IoToken) {
@@ -100,8 +105,13 @@ impl Coordinator {
                 });
             }
             _ => {
+                let claims_more = job.committed > self.claimed;
+                self.claimed = self.claimed.max(job.committed);
                 for then in job.then {
                     self.superblock_written(then);
+                }
+                if claims_more && !self.failed {
+                    self.announce_commit();
                 }
                 // Also when the store has failed since: a deposition has to be known at the next start.
                 self.pump_superblock();
@@ -128,6 +138,7 @@ impl Coordinator {
                 self.giving_up_base = false;
                 self.announce_commit();
             }
+            Then::Claimed => self.claiming = false,
             Then::Hello(ticket) => self.answer_hello(ticket),
             Then::Promoted(ticket, last) => self.promoted(ticket, last),
             Then::BranchDropped(ticket, common) => {
@@ -146,7 +157,7 @@ impl Coordinator {
                 self.refuse(ticket, Refusal::StoreFailed);
             }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
-            Then::Serve | Then::Alone | Then::BaseGivenUp | Then::Nothing => {}
+            Then::Serve | Then::Alone | Then::BaseGivenUp | Then::Claimed | Then::Nothing => {}
         }
     }
 }

@@ -109,7 +109,7 @@ impl Shard {
     }
 
     /// Whether a message must wait: for an earlier one, or because its blocks are free as of a base that the
-    /// coordinator, which hears of it on another wire, has not told this shard yet.
+    /// coordinator, which hears of it on another wire, has not told this shard yet, or has not claimed durably.
     pub(super) fn must_hold(&self, message: &LaneMessage) -> bool {
         if !self.follower.held.is_empty() {
             return true;
@@ -117,7 +117,7 @@ impl Shard {
         let LaneMessage::Data { base, first, checksums, .. } = message else { return false };
         let run = DataRun { first: *first, count: checksums.len() as u32 };
         let is_inside = run.end() <= u64::from(self.geometry.data_blocks());
-        *base > self.base && is_inside && run.blocks().any(|block| self.free.is_used(block))
+        *base > self.floor() && is_inside && run.blocks().any(|block| self.free.is_used(block))
     }
 
     pub(super) fn hold_message(&mut self, message: LaneMessage, placed: Option<(BufferId, u32)>) {
@@ -126,6 +126,15 @@ impl Shard {
             return;
         }
         self.follower.held.push_back((message, placed));
+        self.tell_what_holds_message();
+    }
+
+    /// The next record would claim what a message waits for, and comes after it.
+    pub(super) fn tell_what_holds_message(&mut self) {
+        let Some((LaneMessage::Data { base, .. }, _)) = self.follower.held.front() else { return };
+        if *base <= self.base && *base > self.claimed {
+            self.tell(Report::HeldByClaim);
+        }
     }
 
     /// Acts on the oldest message that waited if it need not wait any more. Tells whether it did.

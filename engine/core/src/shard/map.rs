@@ -63,11 +63,17 @@ impl Shard {
         }
     }
 
-    /// The base moved: blocks freed at or before it are free, once no older read needs them.
-    pub(super) fn release(&mut self, base: CpNumber) {
-        self.base = base;
+    /// The newest CP whose freed blocks may be overwritten: nobody goes back before it, and recovery believes it without
+    /// a look at its data.
+    pub(super) fn floor(&self) -> CpNumber {
+        self.base.min(self.claimed)
+    }
+
+    /// The floor moved: blocks freed at or before it are free, once no older read needs them.
+    pub(super) fn release(&mut self) {
+        let floor = self.floor();
         let mut released = false;
-        while let Some(retained) = self.retained.pop_front_if(|retained| retained.cp <= base) {
+        while let Some(retained) = self.retained.pop_front_if(|retained| retained.cp <= floor) {
             self.limbo.push_back((IoToken(self.io_next), retained.blocks));
             released = true;
         }
@@ -76,6 +82,7 @@ impl Shard {
         }
         self.retry_parked();
         self.retry_waiting_for_space(false);
+        self.tell_what_holds_message();
     }
 
     /// Frees released blocks that no read under way can use.

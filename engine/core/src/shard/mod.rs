@@ -83,6 +83,8 @@ pub struct Shard {
     last: CpNumber,
     committed: CpNumber,
     base: CpNumber,
+    /// See [`Order::Committed`].
+    claimed: CpNumber,
 
     map: BlockMap,
     catalog_root: u128,
@@ -162,6 +164,7 @@ impl Shard {
             last: image.last,
             committed,
             base,
+            claimed: committed,
             map: image.map,
             catalog_root: image.catalog_root,
             free: image.free,
@@ -289,11 +292,12 @@ impl Shard {
                 self.seals.push_back(*seal);
             }
             Order::Apply(cp) => self.follower.applies.push_back(cp),
-            Order::Committed { committed, base } => {
+            Order::Committed { committed, base, claimed } => {
                 assert!(committed >= self.committed, "commits go forward");
                 assert!(base >= self.base && base <= committed, "base {base} of {committed}");
-                self.committed = committed;
-                self.release(base);
+                assert!(claimed >= self.claimed && claimed <= committed, "claims go forward");
+                (self.committed, self.base, self.claimed) = (committed, base, claimed);
+                self.release();
             }
             Order::LaneUp { lend, lent_blocks, from, root } => {
                 self.lane_up(lend, lent_blocks, from, root);

@@ -249,9 +249,8 @@ impl Shard {
         {
             self.end_request(request, Outcome::NoSpace);
         } else {
-            let held = self.retained.front().is_some_and(|retained| retained.cp <= self.committed);
-            if nothing_to_wait_for && held && self.base < self.committed {
-                self.tell(Report::HeldByBase);
+            if nothing_to_wait_for {
+                self.tell_what_holds_space();
             }
             self.waiting_for_space.push(request);
             self.want_seal();
@@ -271,8 +270,19 @@ impl Shard {
             for request in std::mem::take(&mut self.waiting_for_space) {
                 self.act(ShardAction::Readmit(request));
             }
-        } else if idle && self.base < self.committed {
+        } else if idle {
+            self.tell_what_holds_space();
+        }
+    }
+
+    /// What keeps committed CPs' freed blocks from being reused.
+    fn tell_what_holds_space(&mut self) {
+        let oldest = self.retained.front().map(|retained| retained.cp);
+        let Some(oldest) = oldest.filter(|cp| *cp <= self.committed) else { return };
+        if oldest > self.base {
             self.tell(Report::HeldByBase);
+        } else if oldest > self.claimed {
+            self.tell(Report::HeldByClaim);
         }
     }
 

@@ -51,6 +51,7 @@ impl World {
             Geometry::superblock_copies().map(|block| disk.durable_block(block.0));
         let (superblock, _) =
             Superblock::choose([&first[..], &second[..]]).expect("one copy is good");
+        self.images.told(node, superblock.committed);
         self.nodes[node].keeps_base = superblock.paired && !superblock.base_given_up;
         self.nodes[node].is_alone = superblock.alone_since.is_some();
     }
