@@ -227,15 +227,13 @@ pub enum Order {
     Seal(Box<Seal>),
     /// Secondary: the CP is whole in memory; update the map, check the root, write the record.
     Apply(CpNumber),
-    /// The CP and all before it are committed here; `base` and all before it are committed on both sides, or the
-    /// base was given up and equals `committed`.
+    /// The CP and all before it are committed here, `base` and all before it on both sides, unless it was given up.
     Committed {
         /// Committed here.
         committed: CpNumber,
         /// Blocks freed at or before this CP are free, if that is claimed.
         base: CpNumber,
-        /// The newest CP that a durable structure of this store calls committed. Recovery reads the data of later ones to
-        /// believe them, so what those freed is not yet overwritten.
+        /// The newest CP that a durable structure of this store calls committed.
         claimed: CpNumber,
     },
     /// The lane is there: the peer lends `lent_blocks` of memory and has applied CP `from`, with this root.
@@ -328,7 +326,7 @@ pub enum Report {
     WantReap,
     /// Journal or free space is held by the base only (R7).
     HeldByBase,
-    /// Free space is held only because no durable structure calls the CPs committed that freed it.
+    /// Free space is held only because nothing durable calls the CPs committed that freed it.
     HeldByClaim,
     /// Secondary: CPs ordered to be applied have no room in the journal, and after the session none will come.
     Stuck,

@@ -239,24 +239,20 @@ pub fn recover(
     let base = base.min(last);
     let mut superblock = survey.superblock;
     let geometry = superblock.geometry;
-    let mut repairs = Vec::new();
+    let (mut repairs, copies) = (Vec::new(), Geometry::superblock_copies());
     let loses_records = survey.shards.iter().any(|shard| {
         !shard.strays.is_empty() || shard.records.iter().any(|found| found.record.cp > last)
     });
     if superblock.committed > last || (superblock.committed < last && loses_records) {
-        // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs. And what
-        // only the records that go call committed, the superblock says from now on: the data of those CPs may be
-        // overwritten already where later ones freed it, so that it proves nothing any more.
+        // Going back on purpose: what the superblock knows goes back first, or the next recovery would miss CPs. What only
+        // records that go call committed, it says from now on: data that later CPs freed may be overwritten.
         superblock.committed = last;
         superblock.base = base;
         superblock.branch = superblock.branch.filter(|branch| branch.tip <= last);
         superblock.sequence += 1;
-        for block in Geometry::superblock_copies() {
-            let why = "it says from now on which CP is the last committed one";
-            repairs.push(Repair { block, bytes: superblock.encode(), why });
-        }
+        let why = "it says from now on which CP is the last committed one";
+        repairs.extend(copies.map(|block| Repair { block, bytes: superblock.encode(), why }));
     } else {
-        let copies = Geometry::superblock_copies();
         repair_copies(&mut repairs, survey.superblock_damage, copies, || superblock.encode());
     }
     let mut catalog = survey.shards[0].catalog.clone();
