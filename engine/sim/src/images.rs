@@ -334,6 +334,11 @@ mod tests {
 
     /// CP `cp` writes block 5 of a volume to `place`, on both sides up to `sides`, and is durable there.
     fn play(images: &mut Images, cp: u64, place: u32, sides: usize) {
+        play_claiming(images, cp, place, sides, cp - 1);
+    }
+
+    /// The same; its record calls `committed` committed.
+    fn play_claiming(images: &mut Images, cp: u64, place: u32, sides: usize, committed: u64) {
         let run = DataRun { first: DataBlock(place), count: 1 };
         let mut delta = VolumeDelta::new(VolumeId(1));
         delta.push_mapped(LocalBlock(5));
@@ -343,7 +348,7 @@ mod tests {
             term: Term(1),
             cp: CpNumber(cp),
             participants: ShardSet::one(SHARD),
-            committed: CpNumber(0),
+            committed: CpNumber(committed),
             base: CpNumber(0),
             root_before: Root(0),
             root_after: Root(u128::from(cp)),
@@ -372,6 +377,15 @@ mod tests {
         play(&mut images, 3, 0, 2);
         assert_eq!(images.free_blocks(1, SHARD, CpNumber(3)), 7);
         images.check_claim(1, CpNumber(3), CpNumber(3), true);
+    }
+
+    #[test]
+    #[should_panic(expected = "node 0 writes block 0 of shard 0, which proves a CP after 0")]
+    fn a_block_that_recovery_would_read_is_not_overwritten() {
+        let mut images = Images::new(1, 8);
+        play(&mut images, 1, 0, 2);
+        play_claiming(&mut images, 2, 1, 2, 0);
+        play(&mut images, 3, 0, 2);
     }
 
     #[test]
