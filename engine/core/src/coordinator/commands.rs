@@ -108,8 +108,7 @@ impl Coordinator {
 
     /// Opens the new term once the last session is over and all that was applied is durable.
     pub(super) fn finish_promotion(&mut self) {
-        let settled =
-            self.session_is_over() && self.points.iter().all(|point| point.cp <= self.committed);
+        let settled = self.session_is_over() && self.all_points_committed();
         let Some(ticket) = self.promoting.filter(|_| self.role == Role::Secondary && settled)
         else {
             return;

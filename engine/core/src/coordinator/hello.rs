@@ -124,8 +124,7 @@ impl Coordinator {
 
     /// Whether what this side would say of itself holds until a session begins.
     fn may_say_hello(&self) -> bool {
-        let points_under_way = self.points.iter().any(|point| point.cp > self.committed);
-        self.session_is_over() && !points_under_way && !self.is_changing() && !self.failed
+        self.session_is_over() && self.all_points_committed() && !self.is_changing() && !self.failed
     }
 
     /// Secondary: says hello to a primary that was found good. A session of another hello may have come and gone meanwhile.
@@ -158,8 +157,8 @@ impl Coordinator {
         match self.role {
             Role::Primary => judge(&self.hello(), theirs).is_ok(),
             Role::Secondary => {
-                let quiet = self.points.iter().all(|point| point.cp <= self.committed);
-                quiet && self.promoting.is_none() && judge(theirs, &self.hello()).is_ok()
+                let is_quiet = self.all_points_committed() && self.promoting.is_none();
+                is_quiet && judge(theirs, &self.hello()).is_ok()
             }
         }
     }

@@ -11,6 +11,7 @@
 //! being given up is durable before anything is answered because of it.
 
 mod branch;
+mod claim;
 mod commands;
 mod hello;
 mod lag;
@@ -121,8 +122,7 @@ pub struct Coordinator {
     committed: CpNumber,
     /// The newest CP that a durable record, or the durable superblock, calls committed.
     claimed: CpNumber,
-    /// The superblock is being told of the last commit because somebody waits for just that.
-    claiming: bool,
+    /// When the last commit was.
     committed_at: Instant,
     /// Each shard's root at `committed`.
     roots: Vec<Root>,
@@ -230,7 +230,6 @@ impl Coordinator {
             committed: image.committed,
             // The superblock says so before anything is written.
             claimed: image.committed,
-            claiming: false,
             committed_at: now,
             roots: image.roots,
             flush: None,

@@ -10,9 +10,6 @@ use crate::message::{PeerMessage, Role};
 use crate::request::Tag;
 use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet};
 
-/// How long after the last commit an idle store's superblock is told of it.
-const CLAIM_AFTER_NS: u64 = 1_000_000_000;
-
 /// One CP that is not committed on both sides yet.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -265,29 +262,6 @@ impl Coordinator {
         self.answer_waiters();
     }
 
-    /// A shard waits for space that CPs freed which nothing durable calls committed yet. The next CP's records would; this
-    /// one may have to wait for just that space.
-    pub(super) fn claim(&mut self) {
-        if self.claimed < self.committed && !self.claiming {
-            self.claiming = true;
-            self.write_superblock(Then::Claimed);
-        }
-    }
-
-    /// No CP came for a while whose records would claim what is committed: the space that the last ones freed is not to
-    /// wait for the next writer.
-    pub(super) fn watch_claim(&mut self) {
-        if self.claim_timeout().is_some_and(|at| at <= self.now) {
-            self.claim();
-        }
-    }
-
-    /// When the superblock is to be told, if no CP is committed until then.
-    pub(super) fn claim_timeout(&self) -> Option<Instant> {
-        let wanted = self.serving && self.claimed < self.base() && !self.claiming;
-        wanted.then(|| self.committed_at.after(CLAIM_AFTER_NS))
-    }
-
     /// Answers the flushes and checkpoints whose CP is kept as the mode says.
     pub(super) fn answer_waiters(&mut self) {
         let kept = self.answerable();
@@ -342,6 +316,11 @@ impl Coordinator {
     pub(super) fn superblock_allows(&self) -> bool {
         // Before a deposed or promoted primary's superblock is durable nothing new begins.
         self.promoting.is_none()
+    }
+
+    /// Whether no CP is about to be committed.
+    pub(super) fn all_points_committed(&self) -> bool {
+        self.points.iter().all(|point| point.cp <= self.committed)
     }
 
     fn order_whole_points(&mut self) {

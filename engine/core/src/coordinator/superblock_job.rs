@@ -52,8 +52,18 @@ pub(super) enum Then {
 impl SuperblockJob {
     /// A branch is being dropped: its node goes back as soon as that is durable.
     pub(super) fn drops_branch(&self) -> bool {
+        self.then().any(|then| matches!(then, Then::BranchDropped(..)))
+    }
+
+    /// Somebody waits for the superblock to call the last commit committed.
+    pub(super) fn claims(&self) -> bool {
+        self.then().any(|then| matches!(then, Then::Claimed))
+    }
+
+    /// All that waits for this writing and the next.
+    fn then(&self) -> impl Iterator<Item = &Then> {
         let under_way = self.under_way.iter().flat_map(|under_way| &under_way.then);
-        self.queued.iter().chain(under_way).any(|then| matches!(then, Then::BranchDropped(..)))
+        self.queued.iter().chain(under_way)
     }
 
     /// Whether the superblock on the device is the one in memory.
@@ -138,7 +148,6 @@ impl Coordinator {
                 self.giving_up_base = false;
                 self.announce_commit();
             }
-            Then::Claimed => self.claiming = false,
             Then::Hello(ticket) => self.answer_hello(ticket),
             Then::Promoted(ticket, last) => self.promoted(ticket, last),
             Then::BranchDropped(ticket, common) => {
@@ -146,7 +155,8 @@ impl Coordinator {
                 self.restart(common);
             }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
-            Then::Nothing => {}
+            // What the superblock claims is announced after all of them.
+            Then::Claimed | Then::Nothing => {}
         }
     }
 
