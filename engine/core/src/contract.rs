@@ -324,8 +324,8 @@ pub enum Report {
     WantSeal,
     /// Seal soon, with this shard: it has blocks of deleted volumes to free.
     WantReap,
-    /// Journal or free space is held by the base only (R7).
-    HeldByBase,
+    /// Journal or free space is held by the base only, until that is at least this CP (R7).
+    HeldByBase(CpNumber),
     /// Free space is held only because nothing durable calls the CPs committed that freed it.
     HeldByClaim,
     /// Secondary: CPs ordered to be applied have no room in the journal, and after the session none will come.

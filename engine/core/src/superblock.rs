@@ -223,8 +223,8 @@ impl Superblock {
         self.deposed_by = None;
         // What only this store had is the pair's history from now on.
         self.branch = None;
+        // Whether it retains a base is as it was: one that it gave up as a former primary does not come back.
         self.alone_since = Some(last.next());
-        self.base_given_up = false;
         term
     }
 

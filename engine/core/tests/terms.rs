@@ -24,6 +24,8 @@ type Terms<'a> = &'a [(u64, u64)];
 const OLD: Terms<'static> = &[(1, 1)];
 const NEW: Terms<'static> = &[(1, 1), (2, 21)];
 
+const PEER_TIMEOUT_NS: u64 = 5_000_000_000;
+
 /// One node's coordinator, its device, and what it said.
 struct Node {
     coordinator: Coordinator,
@@ -36,6 +38,9 @@ struct Node {
     superblock: Option<Superblock>,
     /// What the shards heard last.
     base: Option<CpNumber>,
+    claimed: Option<CpNumber>,
+    /// Nanoseconds.
+    now: u64,
 }
 
 impl Node {
@@ -65,6 +70,7 @@ impl Node {
     }
 
     fn open_as(role: Role, superblock: Superblock, committed: u64, base: u64) -> Node {
+        let paired = superblock.paired;
         let image = CoordinatorImage {
             superblock,
             catalog: Catalog::default(),
@@ -73,12 +79,12 @@ impl Node {
             roots: vec![Root(1)],
         };
         let options = CoordinatorOptions {
-            paired: true,
+            paired,
             replication: Replication::Sync,
             on_peer_loss: OnPeerLoss::Stall,
             cp_interval_ns: 1_000_000,
             points_in_flight: 4,
-            peer_timeout_ns: 5_000_000_000,
+            peer_timeout_ns: PEER_TIMEOUT_NS,
             lag_points: 10,
             lag_bytes: 1 << 20,
             lag_ns: 1 << 40,
@@ -91,6 +97,8 @@ impl Node {
             opened_gate: false,
             superblock: None,
             base: None,
+            claimed: None,
+            now: 1,
         };
         node.drain();
         node.write_all();
@@ -108,8 +116,8 @@ impl Node {
                 CoordinatorAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
                 CoordinatorAction::Restart(cp) => self.restart = Some(cp),
                 CoordinatorAction::OpenGate(_) => self.opened_gate = true,
-                CoordinatorAction::Order(_, Order::Committed { base, .. }) => {
-                    self.base = Some(base)
+                CoordinatorAction::Order(_, Order::Committed { base, claimed, .. }) => {
+                    (self.base, self.claimed) = (Some(base), Some(claimed));
                 }
                 _ => {}
             }
@@ -117,7 +125,12 @@ impl Node {
     }
 
     fn event(&mut self, event: CoordinatorEvent) {
-        self.coordinator.handle(Instant(1), true, event);
+        self.at(self.now, event);
+    }
+
+    fn at(&mut self, now: u64, event: CoordinatorEvent) {
+        self.now = now;
+        self.coordinator.handle(Instant(now), true, event);
         self.drain();
     }
 
@@ -247,20 +260,118 @@ fn a_base_that_was_given_up_moves_when_the_peer_is_lost_again() {
     let lanes = vec![((BufferId(0), 16), 0)];
     node.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello, lanes })));
     // CP 21 is committed here and not there.
-    let (cp, shard) = (CpNumber(21), ShardId(0));
-    node.coordinator.handle(Instant(1), false, CoordinatorEvent::Flush(Tag(1)));
-    node.drain();
-    node.event(CoordinatorEvent::Quiesced { cp, participants: ShardSet::one(shard) });
-    let sealed = Report::Sealed { cp, root: Root(2), data_bytes: 4096, delta_bytes: 200 };
-    node.event(CoordinatorEvent::Report(shard, sealed));
-    node.event(CoordinatorEvent::Report(shard, Report::Written { cp }));
+    commit_next(&mut node, 21);
     node.write_all();
     assert_eq!(node.base, Some(CpNumber(20)), "the peer needs it");
     // Writers wait for the space that only CP 20 uses, so nothing else will be committed.
     node.event(CoordinatorEvent::PeerDown("the cable".into()));
     assert_eq!(node.base, Some(CpNumber(20)), "the shard's session still reads it");
-    node.event(CoordinatorEvent::Report(shard, Report::SessionEnded));
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::SessionEnded));
     assert_eq!(node.base, Some(CpNumber(21)));
+}
+
+/// The next CP is sealed, and written but for its flush.
+fn commit_next(node: &mut Node, cp: u64) {
+    let (cp, shard) = (CpNumber(cp), ShardId(0));
+    node.coordinator.handle(Instant(node.now), false, CoordinatorEvent::Flush(Tag(1)));
+    node.drain();
+    node.event(CoordinatorEvent::Quiesced { cp, participants: ShardSet::one(shard) });
+    let sealed = Report::Sealed { cp, root: Root(2), data_bytes: 4096, delta_bytes: 200 };
+    node.event(CoordinatorEvent::Report(shard, sealed));
+    node.event(CoordinatorEvent::Report(shard, Report::Written { cp }));
+}
+
+#[test]
+fn a_claim_that_is_asked_for_while_an_older_one_is_written_comes_too() {
+    let mut superblock = Node::secondary(false, OLD, 20, 20).superblock.unwrap();
+    (superblock.secondary, superblock.paired) = (false, false);
+    let mut node = Node::open_as(Role::Primary, superblock, 20, 20);
+    commit_next(&mut node, 21);
+    node.write_all();
+    assert_eq!(node.claimed, Some(CpNumber(20)), "CP 21's own records cannot claim it");
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::HeldByClaim));
+    let claim = node.pending.pop().expect("the superblock is being written");
+    // The next CP is committed meanwhile, and claims as much.
+    commit_next(&mut node, 22);
+    node.write_all();
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::HeldByClaim));
+    node.event(CoordinatorEvent::Done { io: claim, result: Ok(()) });
+    node.write_all();
+    assert_eq!(node.claimed, Some(CpNumber(22)));
+}
+
+#[test]
+fn an_idle_store_claims_its_last_point_and_a_busy_one_does_not() {
+    let mut superblock = Node::secondary(false, OLD, 20, 20).superblock.unwrap();
+    (superblock.secondary, superblock.paired) = (false, false);
+    let mut node = Node::open_as(Role::Primary, superblock, 20, 20);
+    commit_next(&mut node, 21);
+    node.write_all();
+    let late = node.now + 10_000_000_000;
+    node.coordinator.handle(Instant(late), false, CoordinatorEvent::Tick);
+    node.drain();
+    assert!(node.pending.is_empty(), "the open CP will claim it");
+    node.at(late, CoordinatorEvent::Tick);
+    node.write_all();
+    assert_eq!(node.claimed, Some(CpNumber(21)));
+}
+
+/// A primary that carries on alone from CP 16; CPs up to 20 are committed here, up to 15 there.
+fn alone() -> Node {
+    let mut superblock = Node::secondary(false, OLD, 20, 15).superblock.unwrap();
+    superblock.secondary = false;
+    superblock.alone_since = Some(CpNumber(16));
+    let mut node = Node::open_as(Role::Primary, superblock, 20, 15);
+    node.at(node.now + PEER_TIMEOUT_NS, CoordinatorEvent::Tick);
+    node.write_all();
+    node
+}
+
+#[test]
+fn whoever_waited_for_the_base_while_the_peer_was_up_still_waits_when_it_is_lost() {
+    let mut node = alone();
+    let hello = Hello { role: Role::Secondary, ..primary(OLD, 15, 15) };
+    let lanes = vec![((BufferId(0), 16), 0)];
+    node.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello, lanes })));
+    let held = Report::HeldByBase(CpNumber(18));
+    node.event(CoordinatorEvent::Report(ShardId(0), held));
+    assert_eq!(node.base, Some(CpNumber(15)), "the peer is about to catch up");
+    node.event(CoordinatorEvent::PeerDown("the cable".into()));
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::SessionEnded));
+    node.write_all();
+    assert_eq!(node.base, Some(CpNumber(20)), "nobody else would give the waiting writers room");
+}
+
+#[test]
+fn a_former_primary_that_gave_its_base_up_has_none_when_it_is_promoted() {
+    let mut superblock = Node::secondary(false, OLD, 20, 20).superblock.unwrap();
+    (superblock.base_given_up, superblock.deposed_by) = (true, Some(Term(2)));
+    superblock.alone_since = Some(CpNumber(16));
+    let mut node = Node::open(superblock.clone(), 20, 20);
+    node.command(1, Command::Promote { force: true });
+    node.write_all();
+    assert!(node.superblock.as_ref().unwrap().base_given_up, "the operator has to know");
+    // One that follows a primary goes on with the base of both.
+    superblock.deposed_by = None;
+    let mut node = Node::open(superblock, 20, 20);
+    node.follow(&primary(OLD, 20, 20), 20, 20);
+    assert!(!node.superblock.as_ref().unwrap().base_given_up);
+}
+
+#[test]
+fn a_base_that_was_waited_for_and_came_is_kept() {
+    let mut node = alone();
+    let hello = Hello { role: Role::Secondary, ..primary(OLD, 15, 15) };
+    let lanes = vec![((BufferId(0), 16), 0)];
+    node.event(CoordinatorEvent::PeerUp(Box::new(PeerSession { hello, lanes })));
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::HeldByBase(CpNumber(18))));
+    let (received, durable) = (CpNumber(18), CpNumber(18));
+    let progress = PeerMessage::Progress { term: Term(1), received, durable };
+    node.event(CoordinatorEvent::PeerMessage(progress.encode()));
+    node.event(CoordinatorEvent::PeerDown("the cable".into()));
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::SessionEnded));
+    node.write_all();
+    assert_eq!(node.base, Some(CpNumber(18)));
 }
 
 #[test]

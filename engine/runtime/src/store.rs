@@ -109,8 +109,8 @@ pub fn format_store(path: &Path, options: &FormatOptions) -> Result<FormatReport
     Ok(FormatReport { store, geometry, size_bytes, created, is_direct: file.is_direct() })
 }
 
-/// Reads a store that was opened exclusively, decides what it holds (at most up to `ceiling`), and makes the repairs
-/// that recovery wants durable.
+/// Reads a store that was opened exclusively, decides what it holds (at most up to `ceiling`), and makes that and the
+/// repairs that recovery wants durable.
 ///
 /// # Errors
 /// If the store is damaged, or the device fails.
@@ -118,13 +118,13 @@ pub fn open_and_recover(
     store: &StoreFile,
     ceiling: Option<CpNumber>,
 ) -> Result<Recovered, StoreError> {
+    // A killed process may have written and not flushed what is read now: durable before a repair calls it committed.
+    store.flush()?;
     let recovered = recover_read_only(store, ceiling)?;
     for repair in &recovered.repairs {
         store.write_blocks(repair.block, &repair.bytes)?;
         store.flush()?;
     }
-    // What a killed process wrote and did not flush was believed; now it is durable too.
-    store.flush()?;
     Ok(recovered)
 }
 

@@ -122,7 +122,13 @@ impl World {
 
     /// A shard answers.
     pub fn answered(&mut self, node: usize, answer: Answer) {
-        let Some(operation) = self.take_operation(node, answer.tag.0) else { return };
+        let Some(operation) = self.take_operation(node, answer.tag.0) else {
+            let process = self.process(node);
+            if let Some((buffer, count)) = process.left_reads.remove(&answer.tag.0) {
+                process.buffers.hand(buffer, count, Owner::Frontend, Owner::Nobody);
+            }
+            return;
+        };
         let may_fail = self.process(node).has_failed;
         let reads_may_fail = may_fail || self.process(node).has_read_failure;
         match operation.kind {
@@ -211,7 +217,7 @@ impl World {
         operation
     }
 
-    /// A node died: its clients hear nothing any more.
+    /// A node died, or another serves: its clients hear nothing any more.
     pub fn drop_operations(&mut self, node: usize) {
         let dropped: Vec<u64> = self
             .operations
@@ -221,6 +227,11 @@ impl World {
             .collect();
         for tag in dropped {
             let operation = self.operations.remove(&tag).expect("it was listed");
+            if let (Kind::Read { range, buffer, .. }, Some(process)) =
+                (&operation.kind, &mut self.nodes[node].process)
+            {
+                process.left_reads.insert(tag, (*buffer, blocks_of(*range)));
+            }
             self.clients[operation.client].waits_for = None;
             self.soon(1_000_000, Event::Client(operation.client));
         }

@@ -27,13 +27,15 @@ use crate::world::{Event, World};
 impl World {
     /// A process starts: recovery, repairs, checks, and on with it.
     pub fn start_node(&mut self, node: usize, ceiling: Option<CpNumber>) {
-        if self.is_alive(node) {
+        if self.is_alive(node) || self.lost_node == Some(node) {
             return;
         }
         if self.start_unreadable(node, ceiling) {
             return;
         }
         self.damage_copies(node, ceiling);
+        // What is read now is durable before a repair calls it committed.
+        self.nodes[node].disk.flush_now();
         let mut recovered = match recover(&mut DiskSource(&self.nodes[node].disk), ceiling) {
             Ok(recovered) => recovered,
             Err(RecoveryError::BeforeCheckpoint(cp) | RecoveryError::BeforeBase(cp, _))
@@ -58,7 +60,6 @@ impl World {
             recovered = self.crash_while_repairing(node, &recovered);
         }
         let disk = &mut self.nodes[node].disk;
-        disk.flush_now();
         for repair in &recovered.repairs {
             disk.write_now(repair.block.0, &repair.bytes);
             disk.flush_now();
@@ -168,6 +169,15 @@ impl World {
         let is_told = !power_cut || !self.occasion(Fault::HalfOpen, 50);
         self.drop_side(node, is_told);
         self.drop_operations(node);
+    }
+
+    /// The secondary's machine is lost for good, if there is one that serves beside it.
+    pub fn lose_secondary(&mut self) {
+        let Some(primary) = (0..2).find(|node| self.is_serving(*node)) else { return };
+        self.note(|| format!("node {} is lost for good", 1 - primary));
+        self.counts.lost_nodes += 1;
+        self.lost_node = Some(1 - primary);
+        self.kill(1 - primary, true);
     }
 
     /// The operator promotes a secondary whose primary is dead.
@@ -321,7 +331,6 @@ impl World {
     fn crash_while_repairing(&mut self, node: usize, recovered: &Recovered) -> Recovered {
         let count = self.random.below(recovered.repairs.len() as u64 + 1) as usize;
         let disk = &mut self.nodes[node].disk;
-        disk.flush_now();
         for (index, repair) in recovered.repairs.iter().take(count).enumerate() {
             disk.write_now(repair.block.0, &repair.bytes);
             if index + 1 < count {
@@ -373,6 +382,7 @@ impl World {
             posts: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             tick_at: None,
+            left_reads: BTreeMap::new(),
             ahead: BTreeMap::new(),
         }
     }

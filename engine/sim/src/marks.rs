@@ -21,6 +21,7 @@ pub const MARKS: &[(&str, &str)] = &[
     ("seen: writers held", "a primary held its writers back"),
     ("seen: old primary returned", "a store with CPs of its own came back and dropped them"),
     ("seen: base given up", "a pair could not be mended without a copy"),
+    ("seen: secondary lost for good", "a primary had to carry on alone to the end"),
     ("unborn -> primary open", "a CP takes writes"),
     ("primary open -> primary closed", "the gate closed"),
     ("primary closed -> primary sealed", "all shards were ordered to seal"),

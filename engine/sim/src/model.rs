@@ -52,6 +52,14 @@ pub(crate) struct Volume {
     pub blocks: u64,
     /// Writes of each sector in the order of sending; the first is always a base that is there.
     sectors: BTreeMap<u64, Vec<u64>>,
+    /// The newest unmap of each sector that a crash dropped: a store that went another way may show it, as zeroes.
+    lost_unmaps: BTreeMap<u64, u64>,
+}
+
+impl Volume {
+    fn new(name: String, blocks: u64) -> Volume {
+        Volume { name, blocks, sectors: BTreeMap::new(), lost_unmaps: BTreeMap::new() }
+    }
 }
 
 impl Model {
@@ -133,7 +141,7 @@ impl Model {
 
     pub fn created(&mut self, id: u32, name: &str, blocks: u64) {
         self.creating.remove(name);
-        let volume = Volume { name: name.to_owned(), blocks, sectors: BTreeMap::new() };
+        let volume = Volume::new(name.to_owned(), blocks);
         let fresh = self.volumes.insert(id, volume).is_none();
         assert!(fresh, "volume id {id} was given twice");
     }
@@ -172,6 +180,10 @@ impl Model {
                     panic!("volume {id} sector {sector} shows {value} of {list:?}")
                 });
                 let needed = list.iter().rposition(|id| self.answered_by(*id, bound)).unwrap_or(0);
+                let lost_unmap = volume.lost_unmaps.get(sector);
+                if value == 0 && index < needed && lost_unmap.is_some_and(|id| *id > list[needed]) {
+                    return false;
+                }
                 assert!(
                     index >= needed,
                     "not a cut: volume {id} sector {sector} shows {value} of {list:?}, but needs {} (promised {promised}, \
@@ -195,7 +207,7 @@ impl Model {
         for volume in &catalog.volumes {
             let (name, blocks) = (volume.name.clone(), volume.size_bytes / BLOCK_BYTES as u64);
             let known = self.volumes.entry(volume.id.0);
-            let volume = known.or_insert_with(|| Volume { name, blocks, sectors: BTreeMap::new() });
+            let volume = known.or_insert_with(|| Volume::new(name, blocks));
             self.creating.remove(&volume.name);
             self.deleting.remove(&volume.name);
         }
@@ -223,7 +235,11 @@ impl Model {
                 };
                 let dropped = list.split_off(keep);
                 for id in dropped.into_iter().filter(|id| *id > 0) {
-                    self.writes[id as usize].lost = true;
+                    let write = &mut self.writes[id as usize];
+                    write.lost = true;
+                    if write.zero {
+                        volume.lost_unmaps.insert(*sector, id);
+                    }
                 }
                 if place.is_none() {
                     list.push(if value == 0 { trim } else { value });

@@ -80,6 +80,8 @@ pub(crate) struct Process {
     /// When the last item of each queue arrives: queues keep their order.
     pub arrivals: BTreeMap<Queue, u64>,
     pub tick_at: Option<u64>,
+    /// Buffers of reads whose client has left, by tag: their frontend frees them once they are answered.
+    pub left_reads: BTreeMap<u64, (BufferId, u32)>,
     /// Sealed by it, and not known to be on both sides: what it may be ahead by.
     pub ahead: BTreeMap<CpNumber, Ahead>,
 }

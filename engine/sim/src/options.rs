@@ -38,6 +38,8 @@ pub(crate) struct Options {
     pub faults: u64,
     pub power_cuts: bool,
     pub promotions: bool,
+    /// In the middle of the load the secondary is lost for good, and the primary has to carry on alone.
+    pub loses_secondary: bool,
     pub wire_delay_ns: u64,
     pub disk_delay_ns: u64,
     /// Virtual time after which the load ends whatever is left of it, in nanoseconds.
@@ -75,6 +77,7 @@ impl Options {
             lag_bytes: random.between(1, 16) << 20,
             lag_ns: milliseconds(random.between(5, 500)),
         };
+        let continues = paired && coordinator.on_peer_loss == OnPeerLoss::Continue;
         Options {
             geometry: geometry(shards, data_blocks, random),
             coordinator,
@@ -103,6 +106,7 @@ impl Options {
             wire_delay_ns: random.pick(&[5_000, 50_000, 1_000_000]),
             disk_delay_ns: random.pick(&[10_000, 80_000, 500_000]),
             load_ns: LOAD_NS,
+            loses_secondary: continues && random.chance(25),
         }
     }
 }

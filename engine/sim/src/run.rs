@@ -231,6 +231,11 @@ impl History<'_> {
         world.soon(1_500_000, Event::Dial(1));
         world.soon(30_000_000, Event::Fault);
         let load_end = world.now + world.options.load_ns;
+        if world.options.loses_secondary {
+            let half = world.commands_left / 2;
+            self.run_until(load_end, |world| world.commands_left <= half);
+            self.world.lose_secondary();
+        }
         self.run_until(load_end, |world| world.commands_left == 0 && world.faults_left == 0);
         self.calm_down();
         self.probe();
@@ -314,6 +319,7 @@ impl History<'_> {
             ("seen: writers held", counts.holds),
             ("seen: old primary returned", counts.branches),
             ("seen: base given up", counts.broken_pairs),
+            ("seen: secondary lost for good", counts.lost_nodes),
             ("seen: lane closed", counts.lanes_closed),
             ("seen: read failed", counts.failed_reads),
             ("recovery: sent back", counts.rewinds + counts.branches),
@@ -372,7 +378,7 @@ impl History<'_> {
 
     /// A clean stop leaves a clean store with nothing to repair.
     fn stop(&mut self) {
-        if self.world.is_pair_broken {
+        if self.world.is_pair_over() {
             return;
         }
         for node in self.world.stop_order() {

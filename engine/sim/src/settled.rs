@@ -25,6 +25,11 @@ impl World {
         self.is_pair_broken && self.options.coordinator.on_peer_loss == OnPeerLoss::Stall
     }
 
+    /// The pair will not be in step again.
+    pub fn is_pair_over(&self) -> bool {
+        self.is_pair_broken || self.lost_node.is_some()
+    }
+
     pub fn is_settled(&mut self) -> bool {
         self.why_unsettled().is_empty()
     }
@@ -43,6 +48,9 @@ impl World {
         if !self.process(primary).gate.is_open_empty() || ours.committed.next() != ours.open {
             return format!("not committed: {ours:?}");
         }
+        if ours.claimed < ours.base {
+            return format!("space waits for a claim: {ours:?}");
+        }
         for node in 0..nodes {
             let Some(process) = &self.nodes[node].process else { continue };
             if process.has_mail(self.now) {
@@ -56,13 +64,16 @@ impl World {
                 return format!("buffers of node {node} in use: {used:?}");
             }
         }
-        if !self.options.paired || self.is_pair_broken {
+        if !self.options.paired || self.is_pair_over() {
             return String::new();
         }
         if !self.is_alive(1 - primary) {
             return "the secondary is dead".to_owned();
         }
         let theirs = self.process(1 - primary).coordinator.status(now);
+        if theirs.claimed < theirs.base {
+            return format!("space waits for a claim: {theirs:?}");
+        }
         let in_step = theirs.committed == ours.committed
             && theirs.base == ours.committed
             && ours.base == ours.committed

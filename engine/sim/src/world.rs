@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub is_mended: bool,
     /// Nobody can mend the pair: one store has to be copied anew.
     pub is_pair_broken: bool,
+    /// The node whose machine was lost for good.
+    pub lost_node: Option<usize>,
     /// Roots that the primaries sealed, by shard and CP; several if a CP's number was used again.
     pub sealed_roots: BTreeMap<(ShardId, CpNumber), Vec<Root>>,
     /// Since when CPs of an older term are refused: the newest promotion's term and its last CP before.
@@ -179,6 +181,7 @@ impl World {
             is_calm: false,
             is_mended: false,
             is_pair_broken: false,
+            lost_node: None,
             sealed_roots: BTreeMap::new(),
             newest_term: (1, CpNumber(0)),
             probes_left: PROBES,
@@ -332,7 +335,7 @@ impl World {
                     _ => None,
                 };
                 self.feed_shard(node, shard, ShardEvent::Order(order));
-                if let Some(floor) = floor.filter(|_| self.is_alive(node)) {
+                if let Some(floor) = floor.filter(|_| self.is_well(node)) {
                     self.check_space(node, shard, floor);
                 }
                 if is_lane_up && self.is_alive(node) {

@@ -7,15 +7,15 @@ use super::Coordinator;
 use super::superblock_job::Then;
 use crate::units::Instant;
 
-/// How long after the last commit an idle store's superblock is told of it.
+/// How long an idle store's superblock is not told of the last commit, at least.
 const CLAIM_AFTER_NS: u64 = 1_000_000_000;
 
 impl Coordinator {
     /// A shard waits for space that CPs freed which nothing durable calls committed yet. The next CP's records would; this
     /// one may have to wait for just that space.
     pub(super) fn claim(&mut self) {
-        if self.claimed < self.committed && !self.superblock_job.claims() {
-            self.write_superblock(Then::Claimed);
+        if self.claimed < self.committed && !self.superblock_job.will_claim(self.committed) {
+            self.write_superblock(Then::Nothing);
         }
     }
 
@@ -27,9 +27,15 @@ impl Coordinator {
         }
     }
 
-    /// When the superblock is to be told, if no CP is committed until then.
+    /// When the superblock is to be told, if no CP comes until then. Later than CPs follow each other under any load, for
+    /// each claims the one before it without writing more.
     pub(super) fn claim_timeout(&self) -> Option<Instant> {
-        let wanted = self.serving && self.claimed < self.base() && !self.superblock_job.claims();
-        wanted.then(|| self.committed_at.after(CLAIM_AFTER_NS))
+        let is_idle = self.open_is_empty && self.all_points_committed();
+        let wanted = self.serving
+            && is_idle
+            && self.claimed < self.base()
+            && !self.superblock_job.will_claim(self.committed);
+        let after_ns = CLAIM_AFTER_NS.max(self.options.cp_interval_ns.saturating_mul(2));
+        wanted.then(|| self.committed_at.after(after_ns))
     }
 }

@@ -73,11 +73,15 @@ impl Coordinator {
             theirs.term > self.superblock.term || theirs.history != self.superblock.history;
         // What an earlier hello brought may still be on its way to the device: it is answered only from there.
         let is_durable = self.superblock_job.is_idle();
-        if is_news || !is_durable || !self.superblock.paired || !self.superblock.secondary {
+        let superblock = &self.superblock;
+        let follows = superblock.paired && superblock.secondary && !superblock.base_given_up;
+        if is_news || !is_durable || !follows {
             self.superblock.term = theirs.term;
             self.superblock.history.clone_from(&theirs.history);
             self.superblock.paired = true;
             self.superblock.secondary = true;
+            // From here on it goes back to nothing older than what its primary has too.
+            self.superblock.base_given_up = false;
             self.superblock.deposed_by = None;
             self.superblock.branch = None;
             self.write_superblock(Then::Hello(ticket));

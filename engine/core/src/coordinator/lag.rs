@@ -45,6 +45,7 @@ impl Coordinator {
         }
     }
 
+    /// When the secondary's lag becomes too old, if nothing is confirmed until then.
     pub(super) fn lag_timeout(&self) -> Option<Instant> {
         let bounded = self.bounds_lag() && !self.holding;
         let oldest = self.points.get(self.points_until(self.peer.durable)).filter(|_| bounded)?;

@@ -131,8 +131,8 @@ pub struct Coordinator {
     /// Commands whose CP is committed here, or not yet, with what they came to.
     replies: VecDeque<(CpNumber, Ticket, Reply)>,
     holding: bool,
-    /// A shard's journal or region is full of what only the base needs.
-    held_by_base: bool,
+    /// A shard's journal or region is full of what only the base needs, until it is at least this CP.
+    base_awaited: CpNumber,
     /// The superblock is being told that the base is given up: until it knows, nothing is reused.
     giving_up_base: bool,
 
@@ -228,7 +228,7 @@ impl Coordinator {
             next: NextPoint::default(),
             points: VecDeque::new(),
             committed: image.committed,
-            // The superblock says so before anything is written.
+            // The superblock says so before any data is written.
             claimed: image.committed,
             committed_at: now,
             roots: image.roots,
@@ -236,7 +236,7 @@ impl Coordinator {
             flush_waiters: VecDeque::new(),
             replies: VecDeque::new(),
             holding: false,
-            held_by_base: false,
+            base_awaited: CpNumber(0),
             giving_up_base: false,
             peer,
             going_alone: false,
@@ -401,7 +401,7 @@ impl Coordinator {
                     self.want_reap.push(shard);
                 }
             }
-            Report::HeldByBase => self.held_by_base = true,
+            Report::HeldByBase(until) => self.base_awaited = self.base_awaited.max(until),
             Report::HeldByClaim => self.claim(),
             Report::Stuck => {
                 self.log("the journal is full of CPs that the primary did not confirm: opening the store anew".to_owned());

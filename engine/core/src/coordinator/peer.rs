@@ -270,7 +270,7 @@ impl Coordinator {
         next.into_iter().chain(self.lag_timeout()).min()
     }
 
-    /// When the secondary's lag becomes too old, if nothing is confirmed until then.
+    /// What the operator sees of the peer.
     pub(super) fn peer_word(&self) -> &'static str {
         if self.superblock.deposed_by.is_some() && self.role == Role::Primary {
             return "deposed";

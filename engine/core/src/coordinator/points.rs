@@ -397,13 +397,11 @@ impl Coordinator {
     /// A journal or a region is full of what only the base needs (R7): alone, the base is given up; else writers wait
     /// until the peer is back or this side is alone.
     pub(super) fn watch_base(&mut self) {
-        if self.peer.is_up() || self.role != Role::Primary || self.superblock.base_given_up {
-            self.held_by_base = false;
-        }
-        if !self.held_by_base || !self.peer.alone {
+        let is_alone = self.role == Role::Primary && self.peer.alone && !self.peer.is_up();
+        let is_awaited = self.base_awaited > self.base();
+        if !is_alone || !is_awaited || self.superblock.base_given_up {
             return;
         }
-        self.held_by_base = false;
         self.superblock.base_given_up = true;
         self.giving_up_base = true;
         self.log(format!(

@@ -35,8 +35,6 @@ pub(super) enum Then {
     Alone,
     /// Blocks since the base may be reused.
     BaseGivenUp,
-    /// Blocks that CPs up to the last commit freed may be reused, as far as the base allows.
-    Claimed,
     /// The secondary is this side's peer; answer its hello.
     Hello(Ticket),
     /// The new term is open.
@@ -55,9 +53,10 @@ impl SuperblockJob {
         self.then().any(|then| matches!(then, Then::BranchDropped(..)))
     }
 
-    /// Somebody waits for the superblock to call the last commit committed.
-    pub(super) fn claims(&self) -> bool {
-        self.then().any(|then| matches!(then, Then::Claimed))
+    /// Whether the superblock is about to call `cp` committed.
+    pub(super) fn will_claim(&self, cp: CpNumber) -> bool {
+        let claims = |under_way: &UnderWay| under_way.committed >= cp;
+        !self.queued.is_empty() || self.under_way.as_ref().is_some_and(claims)
     }
 
     /// All that waits for this writing and the next.
@@ -115,6 +114,7 @@ impl Coordinator {
                 });
             }
             _ => {
+                // What it claims is announced after all that waited for it.
                 let claims_more = job.committed > self.claimed;
                 self.claimed = self.claimed.max(job.committed);
                 for then in job.then {
@@ -155,8 +155,7 @@ impl Coordinator {
                 self.restart(common);
             }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
-            // What the superblock claims is announced after all of them.
-            Then::Claimed | Then::Nothing => {}
+            Then::Nothing => {}
         }
     }
 
@@ -167,7 +166,7 @@ impl Coordinator {
                 self.refuse(ticket, Refusal::StoreFailed);
             }
             Then::Stopped(ticket) => self.act(CoordinatorAction::Reply(ticket, Reply::Stopped)),
-            Then::Serve | Then::Alone | Then::BaseGivenUp | Then::Claimed | Then::Nothing => {}
+            Then::Serve | Then::Alone | Then::BaseGivenUp | Then::Nothing => {}
         }
     }
 }

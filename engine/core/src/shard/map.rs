@@ -1,7 +1,8 @@
 //! Step 6 of the flow: the map follows a CP, and the blocks that it frees wait until nobody needs them.
 //!
 //! The same code serves both sides, so equal deltas make equal maps. Invariants: a freed block stays used until its
-//! CP is committed on both sides (R1, R7) and no read that began before is under way.
+//! CP is committed on both sides (R1, R7), something durable calls it committed (R4), and no read that began before is
+//! under way.
 
 use super::staging::Key;
 use super::{Retained, Shard};
@@ -54,7 +55,7 @@ impl Shard {
         }
     }
 
-    /// Keeps the blocks that a CP freed until the base has passed it.
+    /// Keeps the blocks that a CP freed until the floor has reached it.
     pub(super) fn retain(&mut self, cp: CpNumber, changes: &[Change]) {
         let blocks: Vec<DataBlock> =
             changes.iter().filter_map(|(_, old)| old.map(|slot| slot.block)).collect();

@@ -252,7 +252,8 @@ impl Shard {
         if self.base < job.cp {
             let room_is_short = self.checkpoint.wanted && self.committed >= job.cp;
             if room_is_short && !std::mem::replace(&mut job.held_told, true) {
-                self.tell(Report::HeldByBase);
+                let awaited = job.cp;
+                self.tell(Report::HeldByBase(awaited));
             }
             return;
         }

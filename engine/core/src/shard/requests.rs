@@ -280,7 +280,7 @@ impl Shard {
         let oldest = self.retained.front().map(|retained| retained.cp);
         let Some(oldest) = oldest.filter(|cp| *cp <= self.committed) else { return };
         if oldest > self.base {
-            self.tell(Report::HeldByBase);
+            self.tell(Report::HeldByBase(oldest));
         } else if oldest > self.claimed {
             self.tell(Report::HeldByClaim);
         }

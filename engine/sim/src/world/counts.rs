@@ -25,6 +25,8 @@ pub struct Counts {
     pub branches: u64,
     /// Bases given up, or pairs that cannot be mended otherwise.
     pub broken_pairs: u64,
+    /// Secondaries lost for good.
+    pub lost_nodes: u64,
     /// Shard headers written, two for each map checkpoint.
     pub headers: u64,
     /// CPs read back from a store for a peer that fell behind.
@@ -67,6 +69,7 @@ impl std::ops::AddAssign for Counts {
         self.rewinds += other.rewinds;
         self.branches += other.branches;
         self.broken_pairs += other.broken_pairs;
+        self.lost_nodes += other.lost_nodes;
         self.headers += other.headers;
         self.catch_ups += other.catch_ups;
         self.readmissions += other.readmissions;
