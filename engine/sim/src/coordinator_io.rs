@@ -128,7 +128,7 @@ impl World {
     fn send_order(&mut self, node: usize, shard: ShardId, order: Order) {
         let now = self.now;
         if let Order::Committed { committed, base, .. } = order {
-            self.images.check_claim(node, committed, base, self.nodes[node].keeps_base);
+            self.images.check_said(node, committed, base, self.nodes[node].keeps_base);
             self.probe_power_cut(node, committed);
         }
         let process = self.process(node);

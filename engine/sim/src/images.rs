@@ -3,6 +3,7 @@
 //! Built from the writes, records and flushes that the world sees, whatever the engine believes. Rules checked here:
 //! - no data is written to a block that an image uses which its side still needs: that of its last committed CP, or of
 //!   any CP at or after the base, the last CP that is committed on both sides (R1, R7);
+//! - no data is written to a block by which recovery would prove a CP that nothing durable calls committed (R4);
 //! - no block is called free that such an image uses;
 //! - a record maps only blocks that were written for it, and no block twice;
 //! - no CP is called committed, on one side or on both, before it is (R3);
@@ -38,7 +39,7 @@ struct Side {
     writes: BTreeMap<u64, (ShardId, Written)>,
     /// Of what ended up to this place in the disk's order, all is durable.
     flushed: u64,
-    /// The newest CP that a durable record calls committed.
+    /// The newest CP that a durable record or superblock calls committed.
     claimed: CpNumber,
     /// The device lost writes: until the store is opened again nothing more counts as durable.
     has_failed: bool,
@@ -108,7 +109,7 @@ impl Images {
                 proof.is_none(),
                 "node {node} writes block {block} of shard {shard}, which proves a CP after {claimed}: {proof:?}"
             );
-            let fresh = region.unclaimed.insert(block);
+            let fresh = region.unrecorded.insert(block);
             assert!(fresh, "node {node} writes block {block} of shard {shard} for two CPs");
             region.ended.insert(block, None);
         }
@@ -175,7 +176,7 @@ impl Images {
         self.sides[node].has_failed = true;
     }
 
-    /// Data blocks of maps that a durable record of this side calls committed: recovery reads none of them.
+    /// Data blocks of maps that something durable of this side calls committed: recovery reads none of them.
     pub fn claimed_blocks(&self, node: usize, geometry: &Geometry) -> Vec<DeviceBlock> {
         let side = &self.sides[node];
         let mut blocks = Vec::new();
@@ -190,7 +191,7 @@ impl Images {
         blocks
     }
 
-    /// The newest CP that a durable record of this side calls committed.
+    /// The newest CP that a durable record or superblock of this side calls committed.
     pub fn claimed(&self, node: usize) -> CpNumber {
         self.sides[node].claimed
     }
@@ -210,8 +211,8 @@ impl Images {
     }
 
     /// What a shard received and did not record is forgotten.
-    pub fn forget_unclaimed(&mut self, node: usize, shard: ShardId) {
-        self.sides[node].shards[usize::from(shard.0)].unclaimed.clear();
+    pub fn forget_unrecorded(&mut self, node: usize, shard: ShardId) {
+        self.sides[node].shards[usize::from(shard.0)].unrecorded.clear();
     }
 
     /// A store was opened at `last`: later CPs are gone. What it found must be what is known of it.
@@ -239,7 +240,7 @@ impl Images {
     }
 
     /// A coordinator says which CPs are committed here, and on both sides.
-    pub fn check_claim(&self, node: usize, committed: CpNumber, base: CpNumber, keeps_base: bool) {
+    pub fn check_said(&self, node: usize, committed: CpNumber, base: CpNumber, keeps_base: bool) {
         let durable = self.sides[node].durable;
         assert!(
             committed <= durable,
@@ -376,7 +377,7 @@ mod tests {
         play(&mut images, 2, 1, 2);
         play(&mut images, 3, 0, 2);
         assert_eq!(images.free_blocks(1, SHARD, CpNumber(3)), 7);
-        images.check_claim(1, CpNumber(3), CpNumber(3), true);
+        images.check_said(1, CpNumber(3), CpNumber(3), true);
     }
 
     #[test]
@@ -413,6 +414,6 @@ mod tests {
         let mut images = Images::new(1, 8);
         play(&mut images, 1, 0, 2);
         play(&mut images, 2, 1, 1);
-        images.check_claim(0, CpNumber(2), CpNumber(2), true);
+        images.check_said(0, CpNumber(2), CpNumber(2), true);
     }
 }

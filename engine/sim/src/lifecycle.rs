@@ -171,8 +171,11 @@ impl World {
         self.drop_operations(node);
     }
 
-    /// The secondary's machine is lost for good, if there is one that serves beside it.
+    /// The secondary's machine is lost for good, if a primary serves beside it.
     pub fn lose_secondary(&mut self) {
+        if self.lost_node.is_some() {
+            return;
+        }
         let Some(primary) = (0..2).find(|node| self.is_serving(*node)) else { return };
         self.note(|| format!("node {} is lost for good", 1 - primary));
         self.counts.lost_nodes += 1;

@@ -256,7 +256,10 @@ impl Model {
         for value in shown.values() {
             let now = self.clock;
             let write = &mut self.writes[*value as usize];
-            write.lost = false;
+            if std::mem::take(&mut write.lost) {
+                // It is back: what was promised while it was not here did not count on it.
+                write.answered = Some(now);
+            }
             write.answered.get_or_insert(now);
         }
     }

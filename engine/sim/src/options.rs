@@ -38,7 +38,8 @@ pub(crate) struct Options {
     pub faults: u64,
     pub power_cuts: bool,
     pub promotions: bool,
-    /// In the middle of the load the secondary is lost for good, and the primary has to carry on alone.
+    /// The secondary is lost for good, when a shard waits for it or in the middle of the load, and the primary has to carry
+    /// on alone.
     pub loses_secondary: bool,
     pub wire_delay_ns: u64,
     pub disk_delay_ns: u64,

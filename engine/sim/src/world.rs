@@ -328,7 +328,7 @@ impl World {
             NodeEvent::Order(shard, order) => {
                 let is_lane_up = matches!(order, Order::LaneUp { .. });
                 if is_lane_up || matches!(order, Order::Lead(_)) {
-                    self.images.forget_unclaimed(node, shard);
+                    self.images.forget_unrecorded(node, shard);
                 }
                 let floor = match order {
                     Order::Committed { base, claimed, .. } => Some(base.min(claimed)),
@@ -344,7 +344,11 @@ impl World {
             }
             NodeEvent::Report(shard, report) => {
                 self.note_ahead(node, &report);
-                self.feed_coordinator(node, CoordinatorEvent::Report(shard, report))
+                let is_base_awaited = matches!(report, Report::HeldByBase(_));
+                self.feed_coordinator(node, CoordinatorEvent::Report(shard, report));
+                if is_base_awaited && self.options.loses_secondary && self.random.chance(50) {
+                    self.lose_secondary();
+                }
             }
             NodeEvent::Disk(operation) => self.disk_done(node, operation),
             NodeEvent::Borrow(shard, io, want) => self.borrow(node, shard, io, want),

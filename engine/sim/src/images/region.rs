@@ -16,7 +16,7 @@ pub(super) struct Region {
     /// The map of the newest record.
     pub map: BTreeMap<Key, DataBlock>,
     /// Blocks written for records to come.
-    pub unclaimed: BTreeSet<DataBlock>,
+    pub unrecorded: BTreeSet<DataBlock>,
     /// When each block's last write ended, in the disk's order; none while it is under way.
     pub ended: BTreeMap<DataBlock, Option<u64>>,
 }
@@ -38,7 +38,7 @@ impl Region {
         let mut places = record.runs.iter().flat_map(DataRun::blocks);
         for key in record.delta.mapped_blocks() {
             let place = places.next().expect("a place for each mapped block");
-            let was_written = self.unclaimed.remove(&place);
+            let was_written = self.unrecorded.remove(&place);
             assert!(
                 was_written,
                 "node {node} shard {shard} CP {cp}: block {place} was not written"
@@ -65,7 +65,7 @@ impl Region {
 
     /// Only CPs up to `last` happened.
     pub fn go_back(&mut self, last: CpNumber) {
-        self.unclaimed.clear();
+        self.unrecorded.clear();
         self.map.clear();
         for (index, uses) in self.uses.iter_mut().enumerate() {
             uses.retain(|used| used.mapped <= last);

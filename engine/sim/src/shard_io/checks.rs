@@ -33,7 +33,7 @@ impl World {
         if geometry.header_copies(shard).contains(&block) {
             let header = ShardHeader::decode(bytes).expect("a header comes back");
             let (cp, keeps_base) = (header.checkpoint, self.nodes[node].keeps_base);
-            self.images.check_claim(node, cp, cp, keeps_base);
+            self.images.check_said(node, cp, cp, keeps_base);
         }
     }
 
