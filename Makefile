@@ -16,7 +16,7 @@ TEST_ENVIRONMENT := CARGO_PROFILE_RELEASE_LTO=off
 
 say = @printf '\n== %s (%s)\n' "$(1)" "$$(date +%H:%M:%S)"
 
-.PHONY: help setup build demo test fmt fmt-check lint unit doc loom asan lab bench clean
+.PHONY: help setup build demo test fmt fmt-check lint unit doc loom asan lab lab-short bench clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -32,8 +32,8 @@ demo: ## two stores, a file system across them, the first node killed, the secon
 	$(CARGO) build --release --locked --package twinpoint-tools
 	@"$(TARGET)/release/twinpoint-demo" $(DEMO)
 
-test: setup fmt-check lint unit loom doc ## everything that has to pass before a commit
-	@printf '\n== all tests passed: format, lints, tests, interleavings, documentation (%s)\n' "$$(date +%H:%M:%S)"
+test: setup fmt-check lint unit loom doc lab-short ## everything that has to pass before a commit
+	@printf '\n== all tests passed: format, lints, tests, interleavings, documentation, guests if able (%s)\n' "$$(date +%H:%M:%S)"
 
 fmt: ## format the code
 	$(CARGO) fmt --all
@@ -75,6 +75,10 @@ doc: ## the documentation of the code, warnings denied
 lab: ## scenarios in virtual machines: NVMe, SoftRoCE, power cuts; see docs/LAB.md
 	@tools/setup.sh lab
 	@tools/lab/lab run $(LAB)
+
+lab-short: ## the transports' conformance and a short mirror in two guests, if this machine can boot them
+	$(call say,two guests with SoftRoCE and NVMe)
+	@tools/lab/if-able conformance mirror
 
 bench: setup ## measure, and write the result under bench/results/
 	$(CARGO) run --release --locked --package twinpoint-bench -- run $(BENCH)
