@@ -171,7 +171,7 @@ impl World {
         let Kind::Flush { sent, wanted } = operation.kind else { panic!("no flush was asked for") };
         if kept {
             self.model.flushed = self.model.flushed.max(sent);
-            if self.promises_remote(node) {
+            if self.promises_remote(node) && !self.forgot(1 - node, wanted) {
                 self.model.flushed_remote = self.model.flushed_remote.max(sent);
                 self.check_kept(node, wanted);
             }

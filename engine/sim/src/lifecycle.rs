@@ -295,6 +295,14 @@ impl World {
             && self.options.coordinator.replication != Replication::Async
     }
 
+    /// Whether a secondary had a CP in its memory, said so, and has died since: a semi-synchronous answer may still come.
+    pub fn forgot(&mut self, secondary: usize, cp: CpNumber) -> bool {
+        let now = self.clock(secondary);
+        let process = self.nodes[secondary].process.as_ref();
+        self.options.coordinator.replication == Replication::SemiSync
+            && process.is_none_or(|process| process.coordinator.status(now).received < cp)
+    }
+
     /// Checks a store's whole contents against the model, and the roots against those that were sealed.
     fn check_started(&mut self, node: usize, recovered: &Recovered) {
         let catalog = &recovered.coordinator.catalog;

@@ -24,6 +24,8 @@ pub(crate) struct Model {
     clock: u64,
     writes: Vec<Write>,
     pub volumes: BTreeMap<u32, Volume>,
+    /// Volumes that were deleted, or dropped by a crash: a store that went another way may bring them back.
+    gone: BTreeMap<u32, Volume>,
     /// Names of creations and deletions whose reply is awaited.
     creating: BTreeSet<String>,
     deleting: BTreeSet<String>,
@@ -142,6 +144,7 @@ impl Model {
     pub fn created(&mut self, id: u32, name: &str, blocks: u64) {
         self.creating.remove(name);
         let volume = Volume::new(name.to_owned(), blocks);
+        self.gone.remove(&id);
         let fresh = self.volumes.insert(id, volume).is_none();
         assert!(fresh, "volume id {id} was given twice");
     }
@@ -157,6 +160,7 @@ impl Model {
     pub fn deleted(&mut self, id: u32) {
         if let Some(volume) = self.volumes.remove(&id) {
             self.deleting.remove(&volume.name);
+            self.gone.insert(id, volume);
         }
     }
 
@@ -207,16 +211,18 @@ impl Model {
         for volume in &catalog.volumes {
             let (name, blocks) = (volume.name.clone(), volume.size_bytes / BLOCK_BYTES as u64);
             let known = self.volumes.entry(volume.id.0);
-            let volume = known.or_insert_with(|| Volume::new(name, blocks));
+            let gone = self.gone.remove(&volume.id.0).filter(|gone| gone.name == name);
+            let volume = known.or_insert_with(|| gone.unwrap_or_else(|| Volume::new(name, blocks)));
             self.creating.remove(&volume.name);
             self.deleting.remove(&volume.name);
         }
-        let deleting = &self.deleting;
-        self.volumes.retain(|id, volume| {
-            let is_there = catalog.volumes.iter().any(|there| there.id.0 == *id);
-            assert!(is_there || deleting.contains(&volume.name) || !is_kept, "volume {id} is gone");
-            is_there
-        });
+        let is_there = |id: &u32| catalog.volumes.iter().any(|there| there.id.0 == *id);
+        let left: Vec<u32> = self.volumes.keys().copied().filter(|id| !is_there(id)).collect();
+        for id in left {
+            let volume = self.volumes.remove(&id).expect("it was listed");
+            assert!(self.deleting.contains(&volume.name) || !is_kept, "volume {id} is gone");
+            self.gone.insert(id, volume);
+        }
         self.deleting.clear();
         self.creating.clear();
         let mut volumes = std::mem::take(&mut self.volumes);
