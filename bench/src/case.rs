@@ -36,8 +36,12 @@ impl Pairing {
 pub enum Pattern {
     /// 4 KiB, anywhere in the volume.
     Random4,
+    /// 64 KiB, one after the other.
+    Sequential64,
     /// 128 KiB, one after the other.
     Sequential128,
+    /// 1 MiB, one after the other.
+    Sequential1024,
 }
 
 impl Pattern {
@@ -45,7 +49,9 @@ impl Pattern {
     pub fn write_bytes(self) -> usize {
         match self {
             Pattern::Random4 => 4 << 10,
+            Pattern::Sequential64 => 64 << 10,
             Pattern::Sequential128 => 128 << 10,
+            Pattern::Sequential1024 => 1 << 20,
         }
     }
 }
@@ -93,7 +99,9 @@ impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pattern = match self.pattern {
             Pattern::Random4 => "rand4k",
+            Pattern::Sequential64 => "seq64k",
             Pattern::Sequential128 => "seq128k",
+            Pattern::Sequential1024 => "seq1m",
         };
         write!(f, "{pattern}-q{}-f{}", self.depth, self.flush_every)
     }

@@ -176,7 +176,9 @@ impl Loader {
         let places = target.volume_bytes() / length as u64;
         let place = match pattern {
             Pattern::Random4 => self.random.below(places),
-            Pattern::Sequential128 => self.cursor % places,
+            Pattern::Sequential64 | Pattern::Sequential128 | Pattern::Sequential1024 => {
+                self.cursor % places
+            }
         };
         let start = self.content_start(length);
         let bytes = &self.content[start..start + length];

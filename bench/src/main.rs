@@ -3,6 +3,7 @@
 //! ```text
 //!   run:   engine (in this process) and NBD  x  single, sync, async  x  pattern x depth x flushes
 //!   peers: fio on nbdkit's single copy and on ours, in turn
+//!   wire:  what the same loads cost over TCP and over RDMA, counted; here, or from readings taken elsewhere
 //!   node:  one node in a process of its own, for the two above
 //! ```
 //!
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod case;
+mod efficiency;
 mod engine_target;
 mod failure;
 mod host;
@@ -24,6 +26,7 @@ mod report;
 mod rig;
 mod run;
 mod usage;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -42,6 +45,8 @@ enum Command {
     Run(run::RunOptions),
     /// Put the same fio load on nbdkit's single-copy file plugin and on Twinpoint, in turn, and compare.
     Peers(peers::PeersOptions),
+    /// Count what the same loads cost a pair over TCP and over RDMA: copies, system calls, verbs, completions.
+    Wire(wire::WireOptions),
     /// One node in a process of its own; ends with its standard input.
     #[command(hide = true)]
     Node(node_process::NodeArguments),
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Peers(options) => peers::run(&options),
+        Command::Wire(options) => wire::run(&options),
         Command::Node(arguments) => node_process::serve(arguments),
     };
     match result {

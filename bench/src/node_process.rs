@@ -16,7 +16,7 @@ use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 use twinpoint_runtime::device::DeviceError;
 use twinpoint_runtime::node::{Node, NodeError};
-use twinpoint_runtime::options::{Choice, NbdAddress, NodeOptions, RdmaOptions};
+use twinpoint_runtime::options::{Choice, DeviceMode, NbdAddress, NodeOptions, RdmaOptions};
 
 use crate::failure::Failure;
 
@@ -26,6 +26,7 @@ const IN_USE_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(30);
 const READY: &str = "ready";
 const ASYNC: &str = "async";
+const RDMA: &str = "rdma";
 
 /// A node as a benchmark wants it; all else is the tool's default.
 #[derive(Args, Clone, Debug)]
@@ -48,6 +49,8 @@ pub struct NodeArguments {
     pub replication: String,
     #[arg(long)]
     pub buffered: bool,
+    #[arg(long, default_value = "tcp")]
+    pub transport: String,
 }
 
 impl NodeArguments {
@@ -63,6 +66,7 @@ impl NodeArguments {
             nbd: None,
             replication: String::new(),
             buffered,
+            transport: "tcp".to_owned(),
         }
         .with_replication(Replication::Sync)
     }
@@ -78,9 +82,10 @@ impl NodeArguments {
     pub fn options(&self) -> NodeOptions {
         let is_async = self.replication == ASYNC;
         NodeOptions {
-            transport: Choice::Tcp,
+            transport: if self.transport == RDMA { Choice::Rdma } else { Choice::Tcp },
             rdma: RdmaOptions::default(),
             store: self.store.clone(),
+            device: DeviceMode::Block,
             role: if self.secondary { Role::Secondary } else { Role::Primary },
             cores: Vec::new(),
             memory_bytes: 256 << 20,
@@ -135,6 +140,7 @@ impl NodeArguments {
         pair("--key", self.key.as_deref().and_then(path));
         pair("--nbd", self.nbd.as_deref().and_then(path));
         pair("--replication", Some(self.replication.clone()));
+        pair("--transport", Some(self.transport.clone()));
         line.extend(self.secondary.then(|| "--secondary".to_owned()));
         line.extend(self.buffered.then(|| "--buffered".to_owned()));
         line

@@ -155,7 +155,9 @@ pub fn readme(title: &str, store_folder: &Path, more: &[(&str, String)], notes: 
 pub fn progress(done: usize, total: usize, case: Case, measurement: &Measurement) {
     let speed = match case.load.pattern {
         Pattern::Random4 => format!("{:.0} IOPS", measurement.get("iops")),
-        Pattern::Sequential128 => format!("{:.0} MiB/s", measurement.get("mib_per_s")),
+        Pattern::Sequential64 | Pattern::Sequential128 | Pattern::Sequential1024 => {
+            format!("{:.0} MiB/s", measurement.get("mib_per_s"))
+        }
     };
     let width = if case.setup.frontend == Frontend::Engine { 32 } else { 30 };
     eprintln!("[{done:>3}/{total}] {:<width$} {speed}", case.to_string());

@@ -3,6 +3,7 @@
 //! Invariants: both stores of a pair are formatted anew for each set-up, in files that stay, so that no case pays for
 //! a file's first write; the client goes before the nodes, the primary before the secondary.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,10 @@ pub struct RigOptions {
     pub store_bytes: u64,
     pub volume_bytes: u64,
     pub buffered: bool,
+    /// What the lanes of a pair run over: tcp or rdma.
+    pub transport: String,
+    /// Where a secondary listens.
+    pub address: IpAddr,
 }
 
 /// A running set-up. Its fields are dropped in this order.
@@ -43,6 +48,7 @@ pub struct Rig {
     primary: Primary,
     secondary: Option<NodeProcess>,
     control: PathBuf,
+    secondary_control: PathBuf,
     /// Where NBD clients connect.
     pub nbd: PathBuf,
 }
@@ -73,7 +79,9 @@ impl Rig {
             let mut second =
                 NodeArguments::new(stores[1].clone(), path("secondary.control"), options.buffered);
             second.secondary = true;
-            second.listen = Some("127.0.0.1:0".to_owned());
+            second.listen = Some(SocketAddr::new(options.address, 0).to_string());
+            second.transport.clone_from(&options.transport);
+            first.transport.clone_from(&options.transport);
             second.key = Some(key.clone());
             let process = NodeProcess::start(&second)?;
             first.key = Some(key);
@@ -89,7 +97,8 @@ impl Rig {
                 Primary::There(NodeProcess::start(&first)?)
             }
         };
-        let rig = Rig { primary, secondary, control, nbd };
+        let secondary_control = path("secondary.control");
+        let rig = Rig { primary, secondary, control, secondary_control, nbd };
         if is_pair {
             rig.wait_for("the pair's connection", |status| status.peer.state == "connected")?;
         }
@@ -122,6 +131,17 @@ impl Rig {
         self.wait_for("that the pair settles", |status| {
             !is_pair || status.lag.points == 0 && status.cp.secondary >= status.cp.local
         })
+    }
+
+    /// Both nodes' status, the primary's first, once nothing is staged and both have everything. Call after a flush.
+    ///
+    /// # Errors
+    /// If it does not settle.
+    pub fn settled_pair(&self) -> Result<[NodeStatus; 2], Failure> {
+        let primary = self.settled_status()?;
+        let secondary = request(&self.secondary_control, &ControlRequest::Status)?.status;
+        let secondary = secondary.ok_or_else(|| Failure::NodeProcess("no status".to_owned()))?;
+        Ok([primary, *secondary])
     }
 
     /// What all nodes used so far, and what the calling thread used, which is not of a node.

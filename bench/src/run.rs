@@ -1,6 +1,7 @@
 //! The matrix: every case for a fixed time, set-up after set-up, round after round, so that all cases see the same
 //! noise.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ impl StoreOptions {
             store_bytes: self.store_mib << 20,
             volume_bytes: self.volume_mib << 20,
             buffered: self.buffered,
+            transport: "tcp".to_owned(),
+            address: Ipv4Addr::LOCALHOST.into(),
         };
         Ok((options, StoreFolder { path, existed, files: Vec::new() }))
     }

@@ -130,6 +130,7 @@ impl MemoryWire {
         }
         let placement = placement.filter(|_| placed_bytes > 0);
         let target = placement.map_or(0, |placement| placement.target);
+        self.counters.message_bytes_copied += message.len() as u64;
         self.outbox.push_back(Post {
             token,
             message: message.to_vec(),
@@ -242,6 +243,7 @@ impl MemoryWire {
                 break;
             }
             sides.place(self.me, post, post.placed.length);
+            self.counters.placed_bytes_copied += u64::from(post.placed.length);
             let post = self.outbox.pop_front().expect("there is a front");
             budget = budget.saturating_sub(post.message.len() + post.placed.length as usize);
             self.counters.count_sent(post.message.len(), post.placed.length);
@@ -263,17 +265,21 @@ impl MemoryWire {
     fn drain_wake(&mut self) {
         let mut bytes = [0; 64];
         loop {
-            self.counters.system_calls += 1;
+            self.counters.receive_calls += 1;
             // An error is "nothing more" or a dropped peer, which `ended` tells better.
             match self.wake.read(&mut bytes) {
                 Ok(count) if count == bytes.len() => {}
-                _ => return,
+                Ok(_) => return,
+                Err(_) => {
+                    self.counters.receive_calls_empty += 1;
+                    return;
+                }
             }
         }
     }
 
     fn wake_peer(&mut self) {
-        self.counters.system_calls += 1;
+        self.counters.send_calls += 1;
         // Refusal means that wake-ups wait already, or that the peer is gone.
         let _ = self.wake.write(&[1]);
     }

@@ -135,6 +135,7 @@ impl TcpWire {
         post.head.clear();
         post.head.extend_from_slice(&header.encode());
         post.head.extend_from_slice(message);
+        self.counters.message_bytes_copied += post.head.len() as u64;
         post.sources.clear();
         post.sources.extend_from_slice(placement.map_or(&[], |placement| placement.sources));
         self.outbox.push_back(post);
@@ -143,11 +144,22 @@ impl TcpWire {
 
     /// See [`crate::Wire::poll`].
     pub fn poll(&mut self, deliver: &mut dyn FnMut(Event<'_>)) -> Progress {
+        self.poll_when(true, deliver)
+    }
+
+    /// See [`crate::Wire::poll_when`].
+    pub fn poll_when(
+        &mut self,
+        may_be_readable: bool,
+        deliver: &mut dyn FnMut(Event<'_>),
+    ) -> Progress {
         let mut progress = Progress::Waiting;
         if self.closed.is_none() && self.output_lost.is_none() && self.send(deliver) {
             progress = Progress::More;
         }
-        if self.closed.is_none() && self.receive(deliver) {
+        // Where output failed, the input's end says why.
+        let receives = may_be_readable || self.output_lost.is_some();
+        if self.closed.is_none() && receives && self.receive(deliver) {
             progress = Progress::More;
         }
         let Some(reason) = self.closed else { return progress };
@@ -195,7 +207,7 @@ impl TcpWire {
             if budget == 0 {
                 return true;
             }
-            self.counters.system_calls += 1;
+            self.counters.send_calls += 1;
             match self.gather().send(self.stream.as_fd()) {
                 Ok(bytes) => {
                     budget = budget.saturating_sub(bytes);
@@ -328,6 +340,8 @@ impl TcpWire {
         }
         self.region.copy_in(self.lend.offset + placed.offset, &self.inbox[start..start + bytes]);
         frame.placed_bytes = bytes as u32;
+        self.counters.placed_bytes_copied += bytes as u64;
+        self.counters.message_bytes_copied += (start - self.inbox_start) as u64;
         // The head moves up to what follows: usually a short message before nothing or much.
         self.inbox.copy_within(self.inbox_start..start, self.inbox_start + bytes);
         self.inbox_start += bytes;
@@ -346,11 +360,12 @@ impl TcpWire {
             .is_none_or(|frame| frame.placed_bytes + placing.length == frame.header.placed.length);
         // A placement that the budget cuts short must not be followed by the inbox.
         let room = if whole { &mut self.inbox[self.inbox_end..] } else { &mut [] };
-        self.counters.system_calls += 1;
+        self.counters.receive_calls += 1;
         let bytes = match self.region.receive(self.stream.as_fd(), placing, room) {
             Ok(0) => return Ok(Received::End),
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.counters.receive_calls_empty += 1;
                 return Ok(Received::Nothing);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -373,6 +388,7 @@ impl TcpWire {
         } else if INBOX_BYTES - self.inbox_end < HEADER_BYTES + MESSAGE_BYTES_MAX {
             self.inbox.copy_within(self.inbox_start..self.inbox_end, 0);
             self.inbox_end -= self.inbox_start;
+            self.counters.message_bytes_copied += self.inbox_end as u64;
             self.inbox_start = 0;
         }
         assert!(self.inbox_end < INBOX_BYTES, "a frame's head is shorter than the inbox");

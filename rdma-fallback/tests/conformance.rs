@@ -252,7 +252,7 @@ fn messages_of_every_size_keep_their_order(mut pair: Pair) {
     assert_eq!(sent.message_bytes_sent, sizes.iter().sum::<usize>() as u64);
     assert_eq!(received.messages_received, sent.messages_sent);
     assert_eq!(received.message_bytes_received, sent.message_bytes_sent);
-    let calls = if is_rdma(&pair) { sent.requests_sent } else { sent.system_calls };
+    let calls = if is_rdma(&pair) { sent.requests_sent } else { sent.system_calls() };
     assert!(calls > 0);
 }
 

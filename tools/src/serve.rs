@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 use twinpoint_runtime::node::{Node, NodeHandle};
-use twinpoint_runtime::options::{NbdAddress, NodeOptions, UblkOptions, UblkVolume};
+use twinpoint_runtime::options::{DeviceMode, NbdAddress, NodeOptions, UblkOptions, UblkVolume};
 
 use crate::address::{is_too_long, parse_listen, parse_nbd, parse_peer, parse_socket};
 use crate::failure::{Exit, Failure};
@@ -38,6 +38,14 @@ pub struct Serve {
     /// The store, made by `twinpoint format`: a file or a block device. One node alone can serve it.
     #[arg(long, value_name = "STORE")]
     store: PathBuf,
+    /// How the store is driven: by reads and writes, or by NVMe commands of our own, past the kernel's block layer. Those
+    /// need a whole NVMe namespace, by its block device or its generic one, such as /dev/nvme0n1 or /dev/ng0n1.
+    #[arg(long, value_enum, default_value_t = DeviceFlag::Block)]
+    device_mode: DeviceFlag,
+    /// With --device-mode passthrough: look for completions instead of being interrupted. Each thread is then busy while it
+    /// has commands under way. Needs poll queues: the kernel's parameter nvme.poll_queues.
+    #[arg(long)]
+    device_poll: bool,
     /// What the node starts as. A primary offers the volumes; a secondary follows a primary. A store that followed a
     /// primary becomes one only by `twinpoint promote`.
     #[arg(long, value_enum, default_value_t = RoleFlag::Primary)]
@@ -134,6 +142,14 @@ pub struct Serve {
 struct Cores(Vec<usize>);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceFlag {
+    /// Reads and writes of a file or block device
+    Block,
+    /// NVMe commands
+    Passthrough,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RoleFlag {
     /// Takes writes
     Primary,
@@ -200,6 +216,7 @@ impl Serve {
 
     /// Checks the flags, and gives them the form that the node takes.
     fn options(self) -> Result<NodeOptions, Failure> {
+        self.check_device()?;
         self.check_pair()?;
         self.check_numbers()?;
         check_ublk(&self.ublk)?;
@@ -216,6 +233,10 @@ impl Serve {
         Ok(NodeOptions {
             transport,
             rdma,
+            device: match self.device_mode {
+                DeviceFlag::Block => DeviceMode::Block,
+                DeviceFlag::Passthrough => DeviceMode::Passthrough { is_polled: self.device_poll },
+            },
             store: self.store,
             role: match self.role {
                 RoleFlag::Primary => Role::Primary,
@@ -255,6 +276,22 @@ impl Serve {
             ring_entries: self.ring_entries,
             buffered: self.buffered,
         })
+    }
+
+    /// Whether the ways to drive the store go together.
+    fn check_device(&self) -> Result<(), Failure> {
+        let is_passthrough = self.device_mode == DeviceFlag::Passthrough;
+        if self.device_poll && !is_passthrough {
+            return Err(Failure::usage(
+                "--device-poll is for NVMe commands: give --device-mode passthrough too, or leave it away",
+            ));
+        }
+        if self.buffered && is_passthrough {
+            return Err(Failure::usage(
+                "--buffered is for files: leave it or --device-mode passthrough away",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether role, peer, key and mode go together.

@@ -98,6 +98,10 @@ fn format_refuses_a_device_that_holds_something() {
     assert!(line.contains("in use"), "{line}");
     assert!(device.read(0, 1 << 20) == before);
     drop(user);
+    // A block device of another kind takes no NVMe commands.
+    let flags = ["--replication", "single", "--device-mode", "passthrough"];
+    let line = twinpoint(&[&["serve", "--store", &*path], &flags[..]].concat()).failure(2);
+    assert!(line.contains("no namespace") && line.contains("leave --device-mode away"), "{line}");
 
     device.write(0, &vec![0; 1 << 20]);
     // A partition table for a BIOS: one Linux partition from sector 2048 on.

@@ -259,10 +259,12 @@ impl Host for HostPort<'_> {
 
     fn copy_in(&mut self, first: BufferId, offset: usize, bytes: &[u8]) {
         self.shared.arena.copy_in(first, offset, bytes);
+        self.shared.costs(self.worker).client_bytes_copied.add(bytes.len() as u64);
     }
 
     fn copy_out(&self, first: BufferId, offset: usize, bytes: &mut [u8]) {
         self.shared.arena.copy_out(first, offset, bytes);
+        self.shared.costs(self.worker).client_bytes_copied.add(bytes.len() as u64);
     }
 
     fn zero(&mut self, first: BufferId, offset: usize, length: usize) {

@@ -4,31 +4,32 @@
 //!
 //! Invariants:
 //! - The page cache is bypassed (O_DIRECT), unless a caller of [`StoreFile::open_with`] allows otherwise.
+//! - A store that is driven by NVMe commands has its block device open and claimed as any other; what was in the kernel's
+//!   page cache of it was written back before, for commands go past it.
 //! - Whoever may write has the store alone: flock on the file, on a block device also the kernel's exclusive claim,
 //!   which a mounted file system has too.
 //! - Blocks are only read and written whole, and only inside the size that was found at opening.
 
-use std::ffi::CString;
-use std::fmt;
+mod error;
+mod namespace;
+pub(crate) mod nvme;
+mod opening;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use twinpoint_core::units::{BLOCK_BYTES, DeviceBlock};
 
+pub use error::{DeviceError, FileSystem, PassthroughFault, Step};
+use namespace::Namespace;
+use opening::{check_sector, lock, open_direct};
+
 /// Blocks moved by one system call through the aligned copy: 256 KiB.
 const BOUNCE_BLOCKS: usize = 64;
-/// How often a lock is tried: udev locks a device shortly to look at it, and the kernel takes some tens of milliseconds
-/// to free the io_uring, and with it the store, of a process that was killed. Less patience for those who only look.
-const LOCK_ATTEMPTS: u32 = 120;
-const LOCK_ATTEMPTS_TO_LOOK: u32 = 20;
-const LOCK_PAUSE: Duration = Duration::from_millis(25);
-
 /// What a store is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
@@ -46,6 +47,43 @@ pub enum Caching {
     DirectOnly,
     /// Go through the page cache there. For tests: a flush then also costs what others left in the cache.
     BufferedAllowed,
+}
+
+/// How a store is driven in the flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DeviceMode {
+    /// By reads and writes of the file or block device.
+    #[default]
+    Block,
+    /// By NVMe commands of our own, past the kernel's block layer.
+    Passthrough {
+        /// Completions are looked for, on the device's poll queues, and nobody is interrupted.
+        is_polled: bool,
+    },
+}
+
+/// What a worker's io_uring needs of a store. The descriptors stay open as long as the [`StoreFile`] lives.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreTarget {
+    /// The file or block device.
+    pub(crate) descriptor: RawFd,
+    /// How to drive it by commands; none in block mode.
+    pub(crate) commands: Option<CommandTarget>,
+}
+
+/// A namespace, for commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CommandTarget {
+    /// The generic character device.
+    pub generic: RawFd,
+    pub namespace: u32,
+    /// A logical block is 2 to the power of this many bytes; at most a block of ours.
+    pub shift: u8,
+    /// Most bytes of a command: whole blocks, so few that each may be a run of memory of its own.
+    pub bytes_max: u32,
+    /// Most commands under way that the device's queue takes at once.
+    pub depth: u32,
+    pub is_polled: bool,
 }
 
 /// What a new file contains.
@@ -68,6 +106,7 @@ pub struct StoreFile {
     is_block_device: bool,
     is_in_use: bool,
     bounce: Mutex<Box<[AlignedBlock]>>,
+    commands: Option<(File, CommandTarget)>,
 }
 
 impl StoreFile {
@@ -110,7 +149,32 @@ impl StoreFile {
             is_block_device,
             is_in_use,
             bounce: Mutex::new(vec![AlignedBlock([0; BLOCK_BYTES]); BOUNCE_BLOCKS].into()),
+            commands: None,
         })
+    }
+
+    /// Opens the store at `path` alone, to be driven as `device` says. For commands `path` is the block device of an NVMe
+    /// namespace or its generic character device; the blocks outside the flow go through the block device either way.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    pub fn open_for(
+        path: &Path,
+        caching: Caching,
+        device: DeviceMode,
+    ) -> Result<StoreFile, DeviceError> {
+        let DeviceMode::Passthrough { is_polled } = device else {
+            return StoreFile::open_with(path, OpenMode::Exclusive, caching);
+        };
+        let namespace = Namespace::find(path)?;
+        let mut store = StoreFile::open(namespace.block(), OpenMode::Exclusive)?;
+        let generic = namespace.open_generic(&store.file)?;
+        let described = describe(&generic, path)?;
+        let bytes = store.file_bytes()?;
+        let target = namespace.target(generic.as_raw_fd(), is_polled, described, bytes)?;
+        write_back(&store.file, path)?;
+        store.commands = Some((generic, target));
+        Ok(store)
     }
 
     /// Creates a file of `bytes` for a store. The file, its size and its prefill are durable when this returns; after
@@ -222,10 +286,22 @@ impl StoreFile {
         &self.path
     }
 
-    /// The descriptor, for a worker's io_uring.
+    /// The descriptor, for a worker's io_uring in block mode.
     #[must_use]
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// What a worker's io_uring needs, in whatever mode.
+    #[must_use]
+    pub fn target(&self) -> StoreTarget {
+        let commands = self.commands.as_ref().map(|(_, target)| *target);
+        StoreTarget { descriptor: self.file.as_raw_fd(), commands }
+    }
+
+    fn file_bytes(&self) -> Result<u64, DeviceError> {
+        let end = (&self.file).seek(SeekFrom::End(0));
+        end.map_err(|error| system(Step::Inspect, &self.path, error))
     }
 
     fn range_start(&self, first: DeviceBlock, bytes: usize) -> Result<u64, DeviceError> {
@@ -256,163 +332,6 @@ impl StoreFile {
     }
 }
 
-/// Why a store could not be opened or used.
-#[derive(Debug)]
-pub enum DeviceError {
-    /// The system refused a step.
-    System {
-        /// What was tried.
-        step: Step,
-        /// The store.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Another process has the store, or a mounted file system the device.
-    InUse {
-        /// The store.
-        path: PathBuf,
-    },
-    /// The file system knows no direct access.
-    NoDirect {
-        /// The store.
-        path: PathBuf,
-        /// Its file system, as far as known.
-        file_system: FileSystem,
-    },
-    /// Neither a regular file nor a block device.
-    WrongKind {
-        /// What was given as the store.
-        path: PathBuf,
-    },
-    /// The device's sectors are bigger than a block.
-    WrongSector {
-        /// The store.
-        path: PathBuf,
-        /// Its logical sector, in bytes.
-        bytes: u32,
-    },
-    /// The size asked for a new file is 0 or no multiple of 4096.
-    WrongSize {
-        /// That size.
-        bytes: u64,
-    },
-    /// The blocks asked for are not all in the store.
-    OutOfRange {
-        /// First block asked for.
-        first: DeviceBlock,
-        /// How many.
-        count: u64,
-        /// How many the store has.
-        blocks: u64,
-    },
-    /// The file ended before its size at opening, or took less than a block.
-    Ended {
-        /// The store.
-        path: PathBuf,
-        /// The block that was not whole.
-        block: DeviceBlock,
-    },
-}
-
-/// What was tried on a store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// To open it.
-    Open,
-    /// To learn its kind, size and sectors.
-    Inspect,
-    /// To lock it.
-    Lock,
-    /// To read blocks.
-    Read,
-    /// To write blocks.
-    Write,
-    /// To make writes durable.
-    Flush,
-    /// To create the file.
-    Create,
-    /// To reserve space for the file.
-    Reserve,
-}
-
-/// A file system by the magic number that statfs gives; 0 if it gave none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FileSystem(pub u32);
-
-impl fmt::Display for FileSystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
-            0x0000_EF53 => "ext4",
-            0x5846_5342 => "xfs",
-            0x9123_683E => "btrfs",
-            0x0102_1994 => "tmpfs",
-            0x794C_7630 => "overlayfs",
-            0x2FC1_2FC1 => "zfs",
-            0x0000_6969 => "nfs",
-            0x6573_5546 => "fuse",
-            0x0102_1997 => "9p",
-            0 => "unknown",
-            magic => return write!(f, "{magic:#x}"),
-        };
-        f.write_str(name)
-    }
-}
-
-impl fmt::Display for DeviceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceError::System { step, path, source } => {
-                let deed = match step {
-                    Step::Open => "open",
-                    Step::Inspect => "inspect",
-                    Step::Lock => "lock",
-                    Step::Read => "read",
-                    Step::Write => "write",
-                    Step::Flush => "flush",
-                    Step::Create => "create",
-                    Step::Reserve => "reserve space for",
-                };
-                write!(f, "cannot {deed} {}: {source}", path.display())
-            }
-            DeviceError::InUse { path } => {
-                write!(f, "{} is in use by another process", path.display())
-            }
-            DeviceError::NoDirect { path, file_system } => write!(
-                f,
-                "{} cannot be opened with O_DIRECT: its file system ({file_system}) does not support it",
-                path.display()
-            ),
-            DeviceError::WrongKind { path } => {
-                write!(f, "{} is neither a regular file nor a block device", path.display())
-            }
-            DeviceError::WrongSector { path, bytes } => write!(
-                f,
-                "{} has logical sectors of {bytes} bytes; at most {BLOCK_BYTES} are supported",
-                path.display()
-            ),
-            DeviceError::WrongSize { bytes } => {
-                write!(f, "{bytes} bytes are not a positive multiple of {BLOCK_BYTES}")
-            }
-            DeviceError::OutOfRange { first, count, blocks } => {
-                write!(f, "{count} blocks from block {first} on exceed a store of {blocks} blocks")
-            }
-            DeviceError::Ended { path, block } => {
-                write!(f, "{} ended at block {block}, before its size at opening", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for DeviceError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            DeviceError::System { source, .. } => Some(source),
-            _ => None,
-        }
-    }
-}
-
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
 struct AlignedBlock([u8; BLOCK_BYTES]);
@@ -430,91 +349,36 @@ fn system(step: Step, path: &Path, source: io::Error) -> DeviceError {
     DeviceError::System { step, path: path.into(), source }
 }
 
-fn open_direct(
-    path: &Path,
-    mode: OpenMode,
-    caching: Caching,
-    claim: bool,
-) -> Result<(File, bool), DeviceError> {
-    let claim = if claim { libc::O_EXCL } else { 0 };
-    let open = |flags: i32| {
-        let mut options = OpenOptions::new();
-        options.read(true).write(mode == OpenMode::Exclusive);
-        options.custom_flags(flags | claim).open(path)
-    };
-    let mut direct = open(libc::O_DIRECT);
-    for _ in 1..LOCK_ATTEMPTS {
-        if !direct.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
-            break;
+/// What the device says of a namespace: its number and format.
+fn describe(generic: &File, path: &Path) -> Result<(u32, nvme::Format), DeviceError> {
+    let descriptor = generic.as_raw_fd();
+    // SAFETY: this ioctl takes no pointer.
+    let answer = unsafe { libc::ioctl(descriptor, nvme::IOCTL_ID as _) };
+    let number = u32::try_from(answer)
+        .map_err(|_| system(Step::Inspect, path, io::Error::last_os_error()))?;
+    let mut data = AlignedBlock([0; nvme::IDENTIFY_BYTES]);
+    let address = data.0.as_mut_ptr().expose_provenance() as u64;
+    let mut command = nvme::identify(number, address);
+    // SAFETY: the command has the size that is part of the ioctl's number, and names `data`, which has the length it
+    // tells; both live during the call, which ends after the device has written.
+    let answer = unsafe { libc::ioctl(descriptor, nvme::IOCTL_ADMIN as _, command.as_mut_ptr()) };
+    match answer {
+        0 => Ok((number, nvme::Format::decode(&data.0))),
+        ..0 => Err(system(Step::Inspect, path, io::Error::last_os_error())),
+        status => {
+            let status = nvme::Status(u16::try_from(status).unwrap_or(u16::MAX));
+            Err(system(Step::Inspect, path, io::Error::other(status.to_string())))
         }
-        std::thread::sleep(LOCK_PAUSE);
-        direct = open(libc::O_DIRECT);
-    }
-    match direct {
-        Ok(file) => Ok((file, true)),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            Err(DeviceError::InUse { path: path.into() })
-        }
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            if caching == Caching::DirectOnly {
-                return Err(DeviceError::NoDirect {
-                    path: path.into(),
-                    file_system: file_system_of(path),
-                });
-            }
-            let file = open(0).map_err(|error| system(Step::Open, path, error))?;
-            Ok((file, false))
-        }
-        Err(error) => Err(system(Step::Open, path, error)),
     }
 }
 
-/// Locks the store; tells whether another process has it in use, which is an error for the exclusive mode.
-fn lock(file: &File, path: &Path, mode: OpenMode) -> Result<bool, DeviceError> {
-    let kind = if mode == OpenMode::Exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-    let attempts = if mode == OpenMode::Exclusive { LOCK_ATTEMPTS } else { LOCK_ATTEMPTS_TO_LOOK };
-    for attempt in 0..attempts {
-        if attempt > 0 {
-            std::thread::sleep(LOCK_PAUSE);
-        }
-        // SAFETY: flock takes no pointers.
-        if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
-            return Ok(false);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::WouldBlock {
-            return Err(system(Step::Lock, path, error));
-        }
-    }
-    match mode {
-        OpenMode::Exclusive => Err(DeviceError::InUse { path: path.into() }),
-        OpenMode::ReadOnly => Ok(true),
-    }
-}
-
-fn check_sector(file: &File, path: &Path) -> Result<(), DeviceError> {
-    let mut sector: libc::c_int = 0;
-    // SAFETY: BLKSSZGET writes one int to the given place, which lives during the call.
-    let answer = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET as _, &mut sector) };
-    if answer != 0 {
-        return Err(system(Step::Inspect, path, io::Error::last_os_error()));
-    }
-    let bytes = u32::try_from(sector).unwrap_or(0);
-    if bytes == 0 || bytes > BLOCK_BYTES as u32 {
-        return Err(DeviceError::WrongSector { path: path.into(), bytes });
-    }
+/// What others left in the page cache is written now, and not later over what commands wrote.
+fn write_back(file: &File, path: &Path) -> Result<(), DeviceError> {
+    file.sync_all().map_err(|error| system(Step::Flush, path, error))?;
+    // Pages that the kernel keeps all the same are clean: they are never written.
+    // SAFETY: posix_fadvise takes no pointers.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     Ok(())
-}
-
-fn file_system_of(path: &Path) -> FileSystem {
-    let Ok(name) = CString::new(path.as_os_str().as_bytes()) else { return FileSystem(0) };
-    let mut answer = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: `name` ends in a zero byte and `answer` has room for the structure; both live during the call.
-    if unsafe { libc::statfs(name.as_ptr(), answer.as_mut_ptr()) } != 0 {
-        return FileSystem(0);
-    }
-    // SAFETY: all zero bytes are a valid value of this plain structure, and the call filled it.
-    FileSystem(unsafe { answer.assume_init() }.f_type as u32)
 }
 
 fn fill(file: &File, path: &Path, bytes: u64, prefill: Prefill) -> Result<(), DeviceError> {

@@ -60,8 +60,10 @@ impl Worker {
 
     /// A lane's descriptor is readable, or its watch ended.
     pub fn lane_ready(&mut self, number: u64, has_more: bool) {
+        self.costs().lane_wake_ups.add(1);
         let Some(lane) = self.lane_of(number) else { return };
         lane.has_more = true;
+        lane.may_be_readable = true;
         if has_more {
             return;
         }
@@ -110,7 +112,7 @@ impl Worker {
         let session = lane.session;
         let mut closed = None;
         let mut posts = Vec::new();
-        let progress = wire.poll(&mut |event| {
+        let progress = wire.poll_when(lane.may_be_readable, &mut |event| {
             let reason = deliver(&mut lane, event, &mut |_, event| {
                 let event = match event {
                     LaneEvent::Posted(io) => ShardEvent::Posted { io },
@@ -127,6 +129,7 @@ impl Worker {
             lane.post(&self.shared.arena, io, message, placement);
         }
         lane.end_poll(wire, progress);
+        self.costs().wire(&lane.uncounted());
         if std::mem::take(&mut self.port(shard).close_lane) {
             lane.close();
         }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
-use rdma_fallback::{CloseReason, Event, Placement, PostError, Progress, Span, Wire};
+use rdma_fallback::{CloseReason, Counters, Event, Placement, PostError, Progress, Span, Wire};
 use twinpoint_core::contract::IoToken;
 use twinpoint_core::units::{BLOCK_BYTES, BufferId};
 
@@ -27,6 +27,10 @@ pub(crate) struct LanePort {
     pub watching_output: bool,
     /// The last poll left work.
     pub has_more: bool,
+    /// The wire may have input: it was told as readable, and was not found empty since.
+    pub may_be_readable: bool,
+    /// What of the wire's counters was taken.
+    counted: Counters,
 }
 
 struct Post {
@@ -55,6 +59,8 @@ impl LanePort {
             is_open: false,
             watching_output: false,
             has_more: true,
+            may_be_readable: true,
+            counted: Counters::default(),
         }
     }
 
@@ -109,11 +115,19 @@ impl LanePort {
         self.wire.take()
     }
 
-    /// Brings the wire back after a poll.
+    /// Brings the wire back after a poll, which looked for input if it may have had some.
     pub fn end_poll(&mut self, wire: Wire, progress: Progress) {
         self.wire = Some(wire);
+        self.may_be_readable &= progress == Progress::More;
         self.has_more |= progress == Progress::More;
         self.hand_over();
+    }
+
+    /// What the wire did since this was last asked; nothing while it is out.
+    pub fn uncounted(&mut self) -> Counters {
+        let Some(wire) = &self.wire else { return Counters::default() };
+        let counters = wire.counters();
+        counters.since(&std::mem::replace(&mut self.counted, counters))
     }
 
     /// A wire's `Posted` names the oldest outstanding post.

@@ -6,6 +6,7 @@ pub mod control;
 mod coordinator_port;
 mod cut;
 pub mod device;
+mod efficiency;
 pub mod gate;
 mod lane_port;
 mod lanes;

@@ -166,6 +166,7 @@ impl LocalClient {
         for (first, count) in &runs {
             let (part, after) = rest.split_at(*count as usize * BLOCK_BYTES);
             self.shared.arena.copy_in(*first, 0, part);
+            self.shared.costs(self.index).client_bytes_copied.add(part.len() as u64);
             self.shared.arena.checksum_compute(*first, *count);
             rest = after;
         }
@@ -216,12 +217,12 @@ impl LocalClient {
                 break;
             }
         }
-        self.mailbox.deliver();
+        self.deliver();
     }
 
     /// Sleeps until something comes: an answer, memory, or the end. Then poll.
     pub fn wait(&mut self) {
-        self.mailbox.deliver();
+        self.deliver();
         self.sleeper.prepare();
         // Held writers are resumed by mail; a full ring is not told when it has room.
         let can_sleep = self.waiting.is_empty() || self.shared.is_holding();
@@ -287,7 +288,7 @@ impl LocalClient {
         if self.seal_asked != open {
             self.seal_asked = open;
             self.mailbox.send(0, Mail::Report(ShardId(0), Report::WantSeal));
-            self.mailbox.deliver();
+            self.deliver();
         }
     }
 
@@ -347,6 +348,11 @@ impl LocalClient {
         Ok(())
     }
 
+    fn deliver(&mut self) {
+        let woken = self.mailbox.deliver();
+        self.shared.costs(self.index).bells_rung.add(woken);
+    }
+
     fn take_in(&mut self, mail: Mail, completions: &mut Vec<Completion>) {
         match mail {
             Mail::Answer(Answer { tag, outcome }) => {
@@ -391,6 +397,8 @@ impl LocalClient {
         for (first, count) in runs {
             let end = start + count as usize * BLOCK_BYTES;
             self.shared.arena.copy_out(first, 0, &mut bytes[start..end]);
+            let copied = (end - start) as u64;
+            self.shared.costs(self.index).client_bytes_copied.add(copied);
             self.pool.free(first, count);
             start = end;
         }

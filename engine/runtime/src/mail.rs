@@ -146,8 +146,9 @@ impl Mailbox {
         self.incoming[from].as_mut().map_or(0, Consumer::len)
     }
 
-    /// Moves outboxes into rings and wakes those who got mail. Call before sleeping and once a round.
-    pub fn deliver(&mut self) {
+    /// Moves outboxes into rings and wakes those who got mail; tells how many slept. Call before sleeping and once a round.
+    pub fn deliver(&mut self) -> u64 {
+        let mut woken = 0;
         for outgoing in &mut self.outgoing {
             if let Some(producer) = &mut outgoing.producer {
                 while let Some(mail) = outgoing.outbox.pop_front() {
@@ -159,9 +160,10 @@ impl Mailbox {
                 }
             }
             if std::mem::take(&mut outgoing.notify) {
-                outgoing.waker.notify();
+                woken += u64::from(outgoing.waker.notify());
             }
         }
+        woken
     }
 
     /// Whether no mail waits, in either direction.

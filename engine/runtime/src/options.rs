@@ -7,6 +7,8 @@ pub use rdma_fallback::rdma::{Choice, RdmaOptions};
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 
+pub use crate::device::DeviceMode;
+
 /// Where an NBD frontend listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NbdAddress {
@@ -41,6 +43,8 @@ pub struct UblkOptions {
 pub struct NodeOptions {
     /// The store: a file or a block device, formatted before.
     pub store: PathBuf,
+    /// How the store is driven.
+    pub device: DeviceMode,
     /// What the node starts as.
     pub role: Role,
     /// One pinned thread for each; empty: one thread, not pinned.

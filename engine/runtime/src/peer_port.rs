@@ -103,7 +103,7 @@ impl Worker {
         };
         let mut messages: Vec<Vec<u8>> = Vec::new();
         let mut closed = None;
-        let progress = wire.poll(&mut |event| {
+        let progress = wire.poll_when(peer.may_be_readable, &mut |event| {
             let reason = deliver(&mut peer, event, &mut |_, event| {
                 if let LaneEvent::Message(bytes, _) = event {
                     messages.push(bytes.to_vec());
@@ -112,6 +112,7 @@ impl Worker {
             closed = closed.take().or(reason);
         });
         peer.end_poll(wire, progress);
+        self.costs().wire(&peer.uncounted());
         let number = lane_number(PEER_LANE, peer.session);
         let watch = peer.wants_write() && !peer.watching_output && closed.is_none();
         peer.watching_output |= watch;

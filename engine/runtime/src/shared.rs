@@ -13,9 +13,11 @@ use twinpoint_core::request::{Operation, Request};
 use twinpoint_core::units::{BufferId, ShardId, VolumeId};
 
 use crate::buffers::Arena;
+use crate::efficiency::{ThreadCosts, sum};
 use crate::gate::Gate;
 use crate::mail::{Mail, Mailbox};
 use crate::nbd::Export;
+use crate::status::{DeviceTraffic, EfficiencyStatus, TrafficStatus, WireTraffic};
 
 /// See the module.
 pub(crate) struct Shared {
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     pub pool_buffers: u32,
     pub traffic: Traffic,
     pub shards: Vec<CachePadded<ShardGauges>>,
+    /// Of each participant.
+    costs: Vec<CachePadded<ThreadCosts>>,
     pub clients: AtomicU32,
     /// Bytes admitted since the last seal, and how many make one.
     pub staged_bytes: CachePadded<AtomicU64>,
@@ -48,6 +52,25 @@ pub(crate) struct Traffic {
     pub wire_data: CachePadded<AtomicU64>,
     pub wire_records: CachePadded<AtomicU64>,
     pub wire_messages: CachePadded<AtomicU64>,
+}
+
+impl Traffic {
+    pub fn status(&self) -> TrafficStatus {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TrafficStatus {
+            client_bytes_written: load(&self.client_written),
+            client_bytes_read: load(&self.client_read),
+            device_bytes_written: DeviceTraffic {
+                data: load(&self.device_data),
+                journal_and_map: load(&self.device_metadata),
+            },
+            wire_bytes_sent: WireTraffic {
+                data: load(&self.wire_data),
+                delta: load(&self.wire_records),
+                messages: load(&self.wire_messages),
+            },
+        }
+    }
 }
 
 /// What a shard last said of itself.
@@ -83,6 +106,7 @@ impl Shared {
             pool_buffers,
             traffic: Traffic::default(),
             shards: (0..geometry.shards).map(|_| CachePadded::default()).collect(),
+            costs: (0..workers + local_clients).map(|_| CachePadded::default()).collect(),
             clients: AtomicU32::new(0),
             staged_bytes: CachePadded::default(),
             cp_bytes,
@@ -95,6 +119,16 @@ impl Shared {
     /// Everyone who has a mailbox: the workers, then the local clients.
     pub fn participants(&self) -> usize {
         self.workers + self.local_clients
+    }
+
+    /// Where a participant counts what its work costs.
+    pub fn costs(&self, participant: usize) -> &ThreadCosts {
+        &self.costs[participant]
+    }
+
+    /// What the work of all participants cost.
+    pub fn efficiency(&self) -> EfficiencyStatus {
+        sum(self.costs.iter().map(|costs| &**costs))
     }
 
     /// The worker that owns a shard.

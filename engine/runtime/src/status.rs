@@ -3,6 +3,7 @@
 //! Beside the flow. Invariants: field names and units never change within one [`STATUS_SCHEMA`]; fields may be added;
 //! a field that has nothing to say is null, and not left out.
 
+mod efficiency;
 mod text;
 
 use hdrhistogram::Histogram;
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use twinpoint_core::branch::Branch;
 use twinpoint_core::message::Role;
 
+pub use efficiency::{
+    CopiedBytes, DeviceCounts, EfficiencyStatus, RingCounts, SystemCallCounts, ThreadCounts,
+    VerbCounts,
+};
 pub use text::{bytes_text, render, volume_table};
 
 /// Version of the field names and their meanings.
@@ -54,6 +59,9 @@ pub struct NodeStatus {
     pub cp_latency_us: CpLatencyStatus,
     /// Bytes moved.
     pub traffic: TrafficStatus,
+    /// What moving them took.
+    #[serde(default)]
+    pub efficiency: EfficiencyStatus,
     /// Connected NBD clients.
     pub clients: u64,
     /// Seconds since the node started.
@@ -331,6 +339,11 @@ mod tests {
             r#""cp_latency_us":{"written":{"count":1000,"p50":50"#,
             r#""device_bytes_written":{"data":0,"journal_and_map":0}"#,
             r#""wire_bytes_sent":{"data":0,"delta":0,"messages":0}}"#,
+            r#""efficiency":{"copied_bytes":{"client":0,"wire_data":0,"wire_messages":0}"#,
+            r#""system_calls":{"ring_enter":0,"yield_core":0,"bell":0,"wire_send":0,"wire_receive":0"#,
+            r#""ring":{"operations":0,"completions":0},"device":{"commands":0,"commands_registered":0"#,
+            r#""polls":0},"verbs":{"requests":0,"request_calls":0"#,
+            r#""threads":{"rounds":0,"rounds_idle":0,"sleeps":0,"lane_wake_ups":0}}"#,
             r#""clients":0,"uptime_seconds":0}"#,
         ] {
             assert!(text.contains(name), "{name} is not in {text}");

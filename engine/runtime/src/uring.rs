@@ -12,31 +12,42 @@
 //!   frees them. The arena itself cannot go away: the ring holds it.
 //! - The ring is used by the thread that made it (it is not `Send`), so completions are run only when it asks.
 //! - Operations and slots are bounded by `in_flight_max`; at the bound an operation is [`UringError::Full`].
+//! - While a polled command is under way nobody sleeps here: there is no interrupt that would end it.
 //!
 //! Dropping the ring cancels what is in flight and waits for it, because the kernel writes into memory until then.
 //! If that fails, slots and arena are leaked rather than freed under the kernel's hands.
 
+mod commands;
+mod error;
+mod operation;
+mod ring;
+mod slots;
+mod sockets;
+mod store;
 mod ublk;
+mod watch;
 
-use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::fmt;
-use std::io;
 use std::marker::PhantomData;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{Submitter, opcode, squeue};
 use rdma_fallback::{Region, Span};
 
 use crate::buffers::Arena;
+use crate::device::{DeviceMode, StoreTarget};
+use commands::{COMMAND, Commands};
+pub use error::UringError;
+use error::system;
+pub use operation::{
+    Amount, COPIED_BYTES_MAX, CommandCounters, Completion, PARTS_MAX, Part, UringCounters, Wait,
+};
+use ring::{Ring, Wide, build, entered};
+use slots::{Slot, Slots};
 
-/// Most parts of one vectored operation; the kernel's own limit (UIO_MAXIOV).
-pub const PARTS_MAX: usize = 1024;
-/// Most bytes of [`Part::Bytes`] in one send: they are copied.
-pub const COPIED_BYTES_MAX: usize = 64 << 10;
 /// The kernel's limit for one registered buffer.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
 /// The kernel's limit for a submission queue; the completion queue's is twice that.
@@ -45,23 +56,6 @@ const SIZE_MAX: u32 = 32768;
 const SLOTS_RESERVED: usize = 64;
 /// How long a drop waits for what it cancelled.
 const DRAIN_ON_DROP: Duration = Duration::from_secs(10);
-/// The store is the first registered file.
-const STORE: Fixed = Fixed(0);
-
-const REQUIRED: [(u8, &str); 12] = [
-    (opcode::Read::CODE, "READ"),
-    (opcode::ReadFixed::CODE, "READ_FIXED"),
-    (opcode::Write::CODE, "WRITE"),
-    (opcode::WriteFixed::CODE, "WRITE_FIXED"),
-    (opcode::Writev::CODE, "WRITEV"),
-    (opcode::Fsync::CODE, "FSYNC"),
-    (opcode::Recv::CODE, "RECV"),
-    (opcode::SendMsg::CODE, "SENDMSG"),
-    (opcode::Accept::CODE, "ACCEPT"),
-    (opcode::PollAdd::CODE, "POLL_ADD"),
-    (opcode::Timeout::CODE, "TIMEOUT"),
-    (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
-];
 
 /// Sizes of a ring.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +66,8 @@ pub struct UringOptions {
     pub in_flight_max: u32,
     /// Most bytes in one registered buffer, at most 1 GiB, a multiple of 4096. Smaller only in tests.
     pub registered_bytes_max: usize,
+    /// How the store is driven: commands need larger entries, polled ones a ring of their own.
+    pub device: DeviceMode,
 }
 
 impl Default for UringOptions {
@@ -80,81 +76,17 @@ impl Default for UringOptions {
             entries: 256,
             in_flight_max: 4096,
             registered_bytes_max: REGISTERED_BYTES_MAX,
+            device: DeviceMode::Block,
         }
     }
-}
-
-/// How long to wait for a completion.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Wait {
-    /// Not at all.
-    No,
-    /// Until one is there, or this time is over.
-    For(Duration),
-    /// Until one is there.
-    Forever,
-}
-
-/// How much a receive waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Amount {
-    /// What is there, at least one byte.
-    Some,
-    /// All that was asked for, unless the connection ends.
-    All,
-}
-
-/// A part of a message to send.
-#[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
-    /// Copied at the call; for headers.
-    Bytes(&'a [u8]),
-    /// Sent from the arena; must stay unchanged until the completion.
-    Span(Span),
-}
-
-/// What became of an operation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Completion {
-    /// As given with the operation.
-    pub user_data: u64,
-    /// A count of bytes, a descriptor or an event mask; negative: an errno.
-    pub result: i32,
-    /// The kernel's flags; see [`Completion::has_more`].
-    pub flags: u32,
-}
-
-impl Completion {
-    /// Whether more completions of the same (multishot) operation follow.
-    #[must_use]
-    pub fn has_more(&self) -> bool {
-        cqueue::more(self.flags)
-    }
-
-    /// The result, or the operation's error.
-    ///
-    /// # Errors
-    /// The errno that the kernel reported.
-    pub fn ok(&self) -> Result<u32, io::Error> {
-        u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
-    }
-}
-
-/// What a ring did since it was made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct UringCounters {
-    /// System calls.
-    pub enters: u64,
-    /// Operations begun.
-    pub operations: u64,
-    /// Completions reported.
-    pub completions: u64,
 }
 
 /// A ring with its slots.
 pub struct Uring {
     // Closed before the slots and the arena below are freed; `drop` has emptied it by then.
-    ring: IoUring,
+    ring: Ring,
+    polled: Option<Wide>,
+    commands: Option<Box<Commands>>,
     slots: Slots,
     overflow: VecDeque<Completion>,
     arena: Option<Arc<Region>>,
@@ -162,6 +94,7 @@ pub struct Uring {
     registered_bytes_max: u64,
     has_vectored_fixed: bool,
     counters: UringCounters,
+    command_counters: CommandCounters,
     _this_thread_only: PhantomData<*const ()>,
 }
 
@@ -179,21 +112,19 @@ impl Uring {
         let sizes = [options.entries, options.in_flight_max];
         assert!(sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)), "a ring of {sizes:?}");
         let slot_count = options.in_flight_max + SLOTS_RESERVED as u32;
-        let mut builder = IoUring::builder();
-        builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
-        builder.setup_taskrun_flag().setup_submit_all().setup_clamp().dontfork();
-        builder.setup_cqsize(slot_count.max(2 * options.entries).next_power_of_two());
-        let ring = builder.build(options.entries).map_err(refusal)?;
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(UringError::TooOld);
-        }
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe).map_err(refusal)?;
-        if let Some((_, name)) = REQUIRED.iter().find(|(code, _)| !probe.is_supported(*code)) {
-            return Err(UringError::Lacks { operation: name });
-        }
+        let completions = slot_count.max(2 * options.entries).next_power_of_two();
+        let is_polled = options.device == DeviceMode::Passthrough { is_polled: true };
+        let ring = if options.device == (DeviceMode::Passthrough { is_polled: false }) {
+            Ring::Wide(build(options.entries, completions, false)?)
+        } else {
+            Ring::Narrow(build(options.entries, completions, false)?)
+        };
+        let polled = is_polled.then(|| build(options.entries, completions, true)).transpose()?;
+        let probe = ring.probe(options.device != DeviceMode::Block)?;
         Ok(Uring {
             ring,
+            polled,
+            commands: None,
             slots: Slots {
                 all: (0..slot_count).map(|_| Slot::default()).collect(),
                 free: (0..slot_count).rev().collect(),
@@ -205,6 +136,7 @@ impl Uring {
             registered_bytes_max: chunk as u64,
             has_vectored_fixed: probe.is_supported(opcode::WritevFixed::CODE),
             counters: UringCounters::default(),
+            command_counters: CommandCounters::default(),
             _this_thread_only: PhantomData,
         })
     }
@@ -227,7 +159,7 @@ impl Uring {
         let bytes = region.len() as u64;
         self.arena = Some(region);
         // SAFETY: the buffers lie in the region, which `self.arena` keeps mapped until the ring is closed.
-        match unsafe { self.ring.submitter().register_buffers(&buffers) } {
+        match unsafe { self.store_submitter().register_buffers(&buffers) } {
             Ok(()) => {
                 self.is_registered = true;
                 Ok(())
@@ -239,220 +171,38 @@ impl Uring {
         }
     }
 
-    /// Registers descriptors; the first is the store. The ring keeps their files open.
+    /// Registers descriptors; the first is the store, in block mode. The ring keeps their files open.
     ///
     /// # Errors
     /// If the kernel refuses them.
     pub fn register_files(&mut self, descriptors: &[RawFd]) -> Result<(), UringError> {
-        self.ring.submitter().register_files(descriptors).map_err(|error| system(&error))
+        self.store_submitter().register_files(descriptors).map_err(|error| system(&error))
     }
 
-    /// Writes spans, one after the other, to the store at `offset` bytes. Completes with the bytes written.
+    /// Registers the store, and tries whether it takes commands if it is driven by them. The ring keeps its files open,
+    /// and with them the claim on the store, until the last operation has ended: also when the process is killed.
     ///
     /// # Errors
-    /// [`UringError::Full`]: reap first.
+    /// If the kernel refuses, or the first command fails.
     ///
     /// # Panics
-    /// If there are no spans, more than [`PARTS_MAX`], or one leaves the arena.
-    pub fn write_store(
-        &mut self,
-        user_data: u64,
-        offset: u64,
-        spans: &[Span],
-    ) -> Result<(), UringError> {
-        assert!(!spans.is_empty() && spans.len() <= PARTS_MAX, "{} spans in a write", spans.len());
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        if let Some(span) = joined(spans) {
-            let pointer = self.pointer(span);
-            let entry = match self.registered(span) {
-                Some(buffer) => opcode::WriteFixed::new(STORE, pointer, span.length, buffer)
-                    .offset(offset)
-                    .build(),
-                None => opcode::Write::new(STORE, pointer, span.length).offset(offset).build(),
-            };
-            return self.begin(index, Some(user_data), entry);
+    /// If the ring was made for another mode.
+    pub fn register_store(&mut self, store: StoreTarget) -> Result<(), UringError> {
+        let Some(target) = store.commands else {
+            assert!(self.polled.is_none(), "a ring for commands and a store without");
+            return self.register_files(&[store.descriptor]);
+        };
+        assert_eq!(self.polled.is_some(), target.is_polled, "ring and store differ in mode");
+        self.register_files(&[target.generic, store.descriptor])?;
+        self.begin_commands(target)
+    }
+
+    /// Of the ring that drives the store.
+    fn store_submitter(&self) -> Submitter<'_> {
+        match &self.polled {
+            Some(polled) => polled.submitter(),
+            None => self.ring.submitter(),
         }
-        let first = self.registered(spans[0]).filter(|_| self.has_vectored_fixed);
-        let shared = first
-            .filter(|first| spans[1..].iter().all(|span| self.registered(*span) == Some(*first)));
-        let (vectors, count) = self.gather(index, spans.iter().map(|span| Part::Span(*span)));
-        let entry = match shared {
-            Some(buffer) => {
-                opcode::WritevFixed::new(STORE, vectors, count, buffer).offset(offset).build()
-            }
-            None => opcode::Writev::new(STORE, vectors, count).offset(offset).build(),
-        };
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Reads from the store at `offset` bytes into a span. Completes with the bytes read.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    ///
-    /// # Panics
-    /// If the span leaves the arena.
-    pub fn read_store(
-        &mut self,
-        user_data: u64,
-        offset: u64,
-        span: Span,
-    ) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let pointer = self.pointer(span);
-        let entry = match self.registered(span) {
-            Some(buffer) => {
-                opcode::ReadFixed::new(STORE, pointer, span.length, buffer).offset(offset).build()
-            }
-            None => opcode::Read::new(STORE, pointer, span.length).offset(offset).build(),
-        };
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Makes durable all writes that completed before this call.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn flush_store(&mut self, user_data: u64) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        self.begin(
-            index,
-            Some(user_data),
-            opcode::Fsync::new(STORE).flags(FsyncFlags::DATASYNC).build(),
-        )
-    }
-
-    /// Receives from a socket into a span. Completes with the bytes received; 0: the peer closed.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    ///
-    /// # Panics
-    /// If the span leaves the arena.
-    pub fn receive(
-        &mut self,
-        user_data: u64,
-        socket: RawFd,
-        span: Span,
-        amount: Amount,
-    ) -> Result<(), UringError> {
-        let pointer = self.pointer(span);
-        // SAFETY: the span lies in the arena, which the ring keeps mapped, and belongs to this operation until its
-        // completion (the second invariant above).
-        unsafe { self.receive_at(user_data, socket, pointer, span.length, amount) }
-    }
-
-    /// As [`Uring::receive`], into memory of the caller.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    ///
-    /// # Safety
-    /// `length` bytes at `pointer` must stay valid for writes, and nothing else may access them, until the
-    /// operation's completion was reaped. (Before the ring is dropped, [`Uring::drain`] brings it.)
-    pub unsafe fn receive_at(
-        &mut self,
-        user_data: u64,
-        socket: RawFd,
-        pointer: *mut u8,
-        length: u32,
-        amount: Amount,
-    ) -> Result<(), UringError> {
-        let flags = if amount == Amount::All { libc::MSG_WAITALL } else { 0 };
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        self.begin(
-            index,
-            Some(user_data),
-            opcode::Recv::new(Fd(socket), pointer, length).flags(flags).build(),
-        )
-    }
-
-    /// Sends the parts, one after the other. Completes with the bytes sent: all, unless the connection failed midway.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    ///
-    /// # Panics
-    /// If there are no parts, more than [`PARTS_MAX`], more than [`COPIED_BYTES_MAX`] to copy, or one leaves the
-    /// arena.
-    pub fn send(
-        &mut self,
-        user_data: u64,
-        socket: RawFd,
-        parts: &[Part<'_>],
-    ) -> Result<(), UringError> {
-        assert!(!parts.is_empty() && parts.len() <= PARTS_MAX, "{} parts in a send", parts.len());
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let (vectors, count) = self.gather(index, parts.iter().copied());
-        let message = &mut self.slots.all[index as usize].message;
-        message.msg_iov = vectors.cast_mut();
-        message.msg_iovlen = count as usize;
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        let entry = opcode::SendMsg::new(Fd(socket), message).flags(flags).build();
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Accepts connections until cancelled or failed; completes with a new descriptor each time.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn accept_multishot(&mut self, user_data: u64, listener: RawFd) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let entry = opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Watches a descriptor until cancelled or failed; completes with the events each time some of `mask`
-    /// (`libc::POLLIN`, ...) begin. Events that lasted since an earlier completion are not told again.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn poll_multishot(
-        &mut self,
-        user_data: u64,
-        descriptor: RawFd,
-        mask: i16,
-    ) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).multi(true).build();
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Waits for one of the events `mask` of a descriptor; completes once, with the events.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn poll_once(
-        &mut self,
-        user_data: u64,
-        descriptor: RawFd,
-        mask: i16,
-    ) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).build();
-        self.begin(index, Some(user_data), entry)
-    }
-
-    /// Waits until a (blocking) eventfd was rung and resets it; completes with 8.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn read_eventfd(&mut self, user_data: u64, eventfd: RawFd) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let rings = self.slots.all[index as usize].rings.get();
-        self.begin(index, Some(user_data), opcode::Read::new(Fd(eventfd), rings.cast(), 8).build())
-    }
-
-    /// Completes with `-ETIME` after `duration`.
-    ///
-    /// # Errors
-    /// [`UringError::Full`]: reap first.
-    pub fn timeout(&mut self, user_data: u64, duration: Duration) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let time = &mut self.slots.all[index as usize].time;
-        *time = Timespec::from(duration);
-        let entry = opcode::Timeout::new(time).build();
-        self.begin(index, Some(user_data), entry)
     }
 
     /// Asks the kernel to give up every operation with this user data: they complete with `-ECANCELED`, or as usual
@@ -489,18 +239,36 @@ impl Uring {
         self.counters
     }
 
-    /// Hands collected operations to the kernel and waits for a completion as told; a signal ends the wait early.
-    /// Makes no system call if there is nothing to hand over and nothing to wait for.
+    /// Counts of NVMe commands since the ring was made.
+    #[must_use]
+    pub fn command_counters(&self) -> CommandCounters {
+        self.command_counters
+    }
+
+    /// Whether a polled command is under way: it completes only when somebody asks, and no interrupt ends a wait for it.
+    #[must_use]
+    pub fn must_poll(&self) -> bool {
+        let is_idle = self.commands.as_ref().is_none_or(|commands| commands.is_idle());
+        self.polled.is_some() && !is_idle
+    }
+
+    /// Hands collected operations to the kernel and waits for a completion as told; a signal ends the wait early, and
+    /// while [`Uring::must_poll`] there is one look and no wait. Makes no system call if there is nothing to hand over
+    /// and nothing to wait for.
     ///
     /// # Errors
     /// [`UringError::System`] if the kernel refuses the call itself.
     pub fn submit_and_wait(&mut self, wait: Wait) -> Result<(), UringError> {
-        let wait = if self.overflow.is_empty() { wait } else { Wait::No };
-        let queue = self.ring.submission();
-        if wait == Wait::No && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+        self.issue_commands()?;
+        self.enter(wait)
+    }
+
+    fn enter(&mut self, wait: Wait) -> Result<(), UringError> {
+        let may_wait = self.overflow.is_empty() && !self.poll_device(wait != Wait::No)?;
+        let wait = if may_wait { wait } else { Wait::No };
+        if wait == Wait::No && !self.ring.wants_call() {
             return Ok(());
         }
-        drop(queue);
         self.counters.enters += 1;
         let result = match wait {
             Wait::No => self.ring.submitter().submit(),
@@ -510,24 +278,57 @@ impl Uring {
                 self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
             }
         };
-        match result.map_err(|error| error.raw_os_error().unwrap_or(0)) {
-            // EAGAIN and EBUSY: the kernel is short of memory or wants completions reaped; what it did not take
-            // stays in the queue for the next call.
-            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
-            Err(errno) => Err(UringError::System { errno }),
+        entered(result)
+    }
+
+    /// Hands over collected polled commands and looks once for completions. Tells whether the caller must not sleep.
+    fn poll_device(&mut self, would_wait: bool) -> Result<bool, UringError> {
+        if !self.must_poll() {
+            return Ok(false);
         }
+        let polled = self.polled.as_mut().expect("it must be polled");
+        self.counters.enters += 1;
+        self.command_counters.polls += 1;
+        entered(polled.submitter().submit())?;
+        if would_wait && polled.completion().is_empty() {
+            // Whoever else wants this core has work; polling has none.
+            std::thread::yield_now();
+        }
+        Ok(true)
     }
 
     /// Appends the completions that are there to `completions`; returns how many.
     pub fn reap(&mut self, completions: &mut Vec<Completion>) -> usize {
         let before = completions.len();
         completions.extend(self.overflow.drain(..));
-        for entry in self.ring.completion() {
-            completions.extend(self.slots.complete(&entry));
-        }
+        self.take(completions);
         let count = completions.len() - before;
         self.counters.completions += count as u64;
         count
+    }
+
+    /// Takes what the kernel has completed.
+    fn take(&mut self, found: &mut impl Extend<Completion>) {
+        let Uring { ring, polled, commands, slots, .. } = self;
+        let mut ended = |name: u64, result: i32, flags: u32| {
+            if name & COMMAND == 0 {
+                found.extend(slots.complete(name, result, flags));
+            } else {
+                let commands = commands.as_mut().expect("a command is of the store's");
+                found.extend(commands.complete(slots, name, result));
+            }
+        };
+        match ring {
+            Ring::Narrow(ring) => ring
+                .completion()
+                .for_each(|entry| ended(entry.user_data(), entry.result(), entry.flags())),
+            Ring::Wide(ring) => ring
+                .completion()
+                .for_each(|entry| ended(entry.user_data(), entry.result(), entry.flags())),
+        }
+        if let Some(polled) = polled {
+            polled.completion().for_each(|entry| ended(entry.user_data(), entry.result(), 0));
+        }
     }
 
     /// Cancels everything and waits until nothing is in flight; the completions are appended to `completions`.
@@ -571,52 +372,37 @@ impl Uring {
         let entry = entry.user_data(self.slots.tag(index));
         // SAFETY: what the entry points to is valid until its completion: it lies in the slot, which is taken below
         // and does not move; in the arena, which the ring holds; or is vouched for by the caller of `receive_at`.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.submit_and_wait(Wait::No)?;
-            // Where the kernel refuses new work until completions are taken, take them.
-            for entry in self.ring.completion() {
-                self.overflow.extend(self.slots.complete(&entry));
-            }
+        while !unsafe { self.ring.push(&entry) } {
+            self.make_room()?;
         }
         self.slots.take(index, user_data);
         self.counters.operations += 1;
         Ok(())
     }
 
-    /// Fills the slot's vectors with the parts, and copies those that are bytes into the slot.
-    fn gather<'a>(
-        &mut self,
-        index: u32,
-        parts: impl Iterator<Item = Part<'a>> + Clone,
-    ) -> (*const libc::iovec, u32) {
-        let slot = &mut self.slots.all[index as usize];
-        let mut vectors = std::mem::take(&mut slot.vectors);
-        let mut copied = std::mem::take(&mut slot.copied);
-        copied.clear();
-        vectors.clear();
-        for part in parts.clone() {
-            if let Part::Bytes(bytes) = part {
-                copied.extend_from_slice(bytes);
-            }
-        }
-        assert!(copied.len() <= COPIED_BYTES_MAX, "{} bytes to copy in one send", copied.len());
-        // Only now, because the copy may have moved while it grew.
-        let mut rest: &[u8] = &copied;
-        for part in parts {
-            let (pointer, length) = match part {
-                Part::Span(span) => (self.pointer(span), span.length as usize),
-                Part::Bytes(bytes) => {
-                    let (head, tail) = rest.split_at(bytes.len());
-                    rest = tail;
-                    (head.as_ptr().cast_mut(), head.len())
-                }
+    /// Queues a command whose pointers lead into its place, which is taken, or to bytes that are now the kernel's.
+    fn begin_command(&mut self, entry: &squeue::Entry128) -> Result<(), UringError> {
+        loop {
+            let ring = match (&mut self.polled, &mut self.ring) {
+                (Some(ring), _) | (None, Ring::Wide(ring)) => ring,
+                (None, Ring::Narrow(_)) => panic!("a command for a ring that takes none"),
             };
-            vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: length });
+            // SAFETY: the command names memory of the arena, which the ring holds, or a list of such memory in the
+            // command's place, which is taken and does not move before the completion.
+            if unsafe { ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            self.make_room()?;
         }
-        let slot = &mut self.slots.all[index as usize];
-        slot.copied = copied;
-        slot.vectors = vectors;
-        (slot.vectors.as_ptr(), slot.vectors.len() as u32)
+    }
+
+    /// Hands over what is collected. Where the kernel refuses new work until completions are taken, takes them.
+    fn make_room(&mut self) -> Result<(), UringError> {
+        self.enter(Wait::No)?;
+        let mut found = std::mem::take(&mut self.overflow);
+        self.take(&mut found);
+        self.overflow = found;
+        Ok(())
     }
 
     fn pointer(&self, span: Span) -> *mut u8 {
@@ -640,177 +426,10 @@ impl Drop for Uring {
     fn drop(&mut self) {
         if self.drain(DRAIN_ON_DROP, &mut Vec::new()).is_err() {
             std::mem::forget(std::mem::take(&mut self.slots.all));
+            std::mem::forget(self.commands.take());
             std::mem::forget(self.arena.take());
         }
     }
-}
-
-/// The slots, each free or busy with one operation.
-struct Slots {
-    all: Box<[Slot]>,
-    free: Vec<u32>,
-    /// Busy ones that nobody here can end and that have no memory of ours.
-    parked: usize,
-}
-
-impl Slots {
-    /// The slot that the next operation will take, if more than `kept` are free.
-    fn next(&self, kept: usize) -> Result<u32, UringError> {
-        if self.free.len() <= kept {
-            return Err(UringError::Full);
-        }
-        Ok(*self.free.last().expect("more than none are free"))
-    }
-
-    fn take(&mut self, index: u32, user_data: Option<u64>) {
-        // The last one, unless other slots became free since it was chosen.
-        let position = self.free.iter().rposition(|free| *free == index);
-        self.free.swap_remove(position.expect("a chosen slot is free until it is taken"));
-        let slot = &mut self.all[index as usize];
-        slot.is_busy = true;
-        slot.user_data = user_data;
-    }
-
-    fn park(&mut self, index: u32) {
-        self.all[index as usize].is_parked = true;
-        self.parked += 1;
-    }
-
-    /// Frees the slot of a completed operation and translates the completion; None for the ring's own operations.
-    fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
-        let index = entry.user_data() as u32;
-        let slot = &mut self.all[index as usize];
-        let is_current = slot.is_busy && entry.user_data() >> 32 == u64::from(slot.generation);
-        assert!(is_current, "slot {index} completed without an operation");
-        let user_data = slot.user_data;
-        let (result, flags) = (entry.result(), entry.flags());
-        if !cqueue::more(flags) {
-            slot.is_busy = false;
-            self.parked -= usize::from(std::mem::take(&mut slot.is_parked));
-            slot.generation = slot.generation.wrapping_add(1);
-            self.free.push(index);
-        }
-        user_data.map(|user_data| Completion { user_data, result, flags })
-    }
-
-    /// The kernel's name for the operation in a slot. No other operation will have it for long after.
-    fn tag(&self, index: u32) -> u64 {
-        (u64::from(self.all[index as usize].generation) << 32) | u64::from(index)
-    }
-}
-
-/// What the kernel reads or writes for one operation besides the user's bytes.
-struct Slot {
-    // None for the ring's own operations, which are not reported.
-    user_data: Option<u64>,
-    generation: u32,
-    is_busy: bool,
-    is_parked: bool,
-    vectors: Vec<libc::iovec>,
-    copied: Vec<u8>,
-    message: libc::msghdr,
-    time: Timespec,
-    rings: UnsafeCell<u64>,
-}
-
-impl Default for Slot {
-    fn default() -> Slot {
-        Slot {
-            user_data: None,
-            generation: 0,
-            is_busy: false,
-            is_parked: false,
-            vectors: Vec::new(),
-            copied: Vec::new(),
-            // SAFETY: a message header is plain integers and pointers, for which zero is a value.
-            message: unsafe { std::mem::zeroed() },
-            time: Timespec::new(),
-            rings: UnsafeCell::new(0),
-        }
-    }
-}
-
-/// Why a ring cannot be made or does not take an operation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UringError {
-    /// As many operations are under way as the ring may have. A normal state.
-    Full,
-    /// The kernel has no io_uring, or not what this program builds on.
-    TooOld,
-    /// The administrator or a sandbox forbids io_uring.
-    Forbidden,
-    /// The kernel lacks an operation.
-    Lacks {
-        /// Its name.
-        operation: &'static str,
-    },
-    /// The process may not lock the arena in memory.
-    LockedMemory {
-        /// How much is needed.
-        bytes: u64,
-    },
-    /// Operations did not end in time.
-    Undrained {
-        /// How many.
-        in_flight: usize,
-    },
-    /// The kernel refused a call.
-    System {
-        /// Its reason.
-        errno: i32,
-    },
-}
-
-impl fmt::Display for UringError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UringError::Full => f.write_str("the io_uring has no room for another operation"),
-            UringError::TooOld => f.write_str("this kernel's io_uring is too old; Linux >= 6.1 is needed"),
-            UringError::Forbidden => f.write_str(
-                "io_uring is forbidden; see the sysctl kernel.io_uring_disabled and the sandbox's system call filter",
-            ),
-            UringError::Lacks { operation } => write!(
-                f,
-                "this kernel lacks io_uring operation {operation}; Linux >= 6.1 is needed"
-            ),
-            UringError::LockedMemory { bytes } => write!(
-                f,
-                "cannot lock {bytes} bytes of memory: RLIMIT_MEMLOCK is too low; raise it (`ulimit -l unlimited`, \
-                 or LimitMEMLOCK=infinity in the service's unit)"
-            ),
-            UringError::Undrained { in_flight } => {
-                write!(f, "{in_flight} operations did not end in time")
-            }
-            UringError::System { errno } => {
-                write!(f, "io_uring failed: {}", io::Error::from_raw_os_error(*errno))
-            }
-        }
-    }
-}
-
-impl std::error::Error for UringError {}
-
-fn system(error: &io::Error) -> UringError {
-    UringError::System { errno: error.raw_os_error().unwrap_or(0) }
-}
-
-/// What it means that the kernel refused to make a ring.
-fn refusal(error: io::Error) -> UringError {
-    match error.raw_os_error() {
-        Some(libc::ENOSYS | libc::EINVAL) => UringError::TooOld,
-        Some(libc::EPERM | libc::EACCES) => UringError::Forbidden,
-        _ => system(&error),
-    }
-}
-
-/// The spans as one, if each begins where the one before ends.
-fn joined(spans: &[Span]) -> Option<Span> {
-    let (first, rest) = spans.split_first()?;
-    rest.iter().try_fold(*first, |all, next| {
-        let follows = next.offset == all.offset.checked_add(u64::from(all.length))?;
-        let length = all.length.checked_add(next.length)?;
-        follows.then_some(Span { offset: all.offset, length })
-    })
 }
 
 #[cfg(test)]
@@ -823,13 +442,15 @@ mod tests {
 
     use twinpoint_core::units::BufferId;
 
+    use super::store::joined;
     use crate::device::{Caching, OpenMode, Prefill, StoreFile};
     use crate::wake::waker;
 
     const BUFFERS: u32 = 64;
 
     fn small(entries: u32, in_flight_max: u32) -> Uring {
-        Uring::new(UringOptions { entries, in_flight_max, registered_bytes_max: 16 << 12 }).unwrap()
+        let options = UringOptions { entries, in_flight_max, ..UringOptions::default() };
+        Uring::new(UringOptions { registered_bytes_max: 16 << 12, ..options }).unwrap()
     }
 
     /// A ring whose arena is registered in four parts.

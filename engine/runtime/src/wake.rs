@@ -35,15 +35,17 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Call after a push (or a batch of pushes) to one of the worker's rings.
-    pub fn notify(&self) {
+    /// Call after a push (or a batch of pushes) to one of the worker's rings. Says whether the bell had to be rung,
+    /// which is a system call.
+    pub fn notify(&self) -> bool {
         fence(Ordering::SeqCst);
         // The load keeps the line shared while the worker is awake; the swap lets one of several producers ring.
-        if self.shared.sleeping.load(Ordering::Relaxed)
-            && self.shared.sleeping.swap(false, Ordering::AcqRel)
-        {
+        let sleeps = self.shared.sleeping.load(Ordering::Relaxed)
+            && self.shared.sleeping.swap(false, Ordering::AcqRel);
+        if sleeps {
             self.shared.bell.ring();
         }
+        sleeps
     }
 
     /// Wakes the worker whatever it does: always a system call.
@@ -207,10 +209,10 @@ mod tests {
     #[test]
     fn no_bell_while_awake() {
         let (waker, sleeper) = waker().unwrap();
-        waker.notify();
+        assert!(!waker.notify());
         sleeper.prepare();
-        waker.notify();
-        waker.notify();
+        assert!(waker.notify());
+        assert!(!waker.notify());
         sleeper.wait();
         waker.clone().wake();
         sleeper.wait();

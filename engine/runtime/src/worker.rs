@@ -6,7 +6,7 @@
 //!
 //! Invariants: a seal reaches a shard only after every request that was in any ring before it (R2): seals are set
 //! aside, all that waits in any ring is taken, then the seals are carried out. A worker never blocks but in its own io_uring, and
-//! sleeps only when every ring was seen empty after it announced its sleep.
+//! sleeps only when every ring was seen empty after it announced its sleep, and never while the device has to be polled.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -104,6 +104,7 @@ impl Worker {
         let mut busy_at = Instant::now();
         loop {
             let worked = self.round(&mut completions)?;
+            self.count_round(worked);
             if self.ending && self.is_idle() {
                 return self.finish(completions);
             }
@@ -113,15 +114,17 @@ impl Worker {
                 continue;
             }
             let now = self.round_began;
-            if now.duration_since(busy_at) < self.poll {
+            if now.duration_since(busy_at) < self.poll || self.uring.must_poll() {
                 self.uring.submit_and_wait(Wait::No)?;
                 // Whoever else wants this core has work; polling has none.
                 std::thread::yield_now();
+                self.costs().yields.add(1);
                 continue;
             }
             self.sleeper.prepare();
             if self.mailbox.is_idle() && self.seals.is_empty() && !self.has_calls() {
                 let wait = self.sleep_time(now);
+                self.costs().sleeps.add(u64::from(!wait.is_zero()));
                 self.uring.submit_and_wait(if wait.is_zero() {
                     Wait::No
                 } else {
@@ -148,7 +151,8 @@ impl Worker {
         self.ublk_submit()?;
         let Worker { store, uring, shared, operations, .. } = self;
         store.submit(uring, &shared.arena, operations, |number| STORE | number as u64)?;
-        self.mailbox.deliver();
+        let woken = self.mailbox.deliver();
+        self.costs().bells_rung.add(woken);
         Ok(worked || self.ring_full)
     }
 

@@ -15,6 +15,14 @@ use std::time::Duration;
 /// Sources of one watch, the clock included.
 const SOURCES_MAX: usize = 8;
 
+/// What a look at a watch found.
+pub(super) struct News {
+    /// The sources that are readable, as a set of bits; the clock is not among them.
+    pub(super) sources: u32,
+    /// The clock has ticked.
+    pub(super) has_ticked: bool,
+}
+
 /// Several descriptors as one.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -51,8 +59,8 @@ impl Watch {
         check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, descriptor, &mut event) })
     }
 
-    /// Which sources are readable now, as a set of bits. The clock's tick is taken and not told.
-    pub(super) fn look(&self) -> io::Result<u32> {
+    /// What is readable now. The clock's tick is taken. One system call, and one more for a tick.
+    pub(super) fn look(&self) -> io::Result<News> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; SOURCES_MAX];
         let (epoll, room) = (self.epoll.as_raw_fd(), SOURCES_MAX as libc::c_int);
         // SAFETY: `events` has room for as many as the call is told.
@@ -62,12 +70,13 @@ impl Watch {
         for event in &events[..count] {
             sources |= 1 << event.u64;
         }
-        if sources & (1 << CLOCK) != 0 {
+        let has_ticked = sources & (1 << CLOCK) != 0;
+        if has_ticked {
             let mut ticks = [0u8; 8];
             // SAFETY: the buffer is as long as the call is told. Whether ticks were there does not matter.
             let _ = unsafe { libc::read(self.clock.as_raw_fd(), ticks.as_mut_ptr().cast(), 8) };
         }
-        Ok(sources & !(1 << CLOCK))
+        Ok(News { sources: sources & !(1 << CLOCK), has_ticked })
     }
 
     /// The one descriptor.
@@ -130,11 +139,11 @@ mod tests {
         let watch = Watch::new(Duration::from_millis(5)).unwrap();
         let (mut near, mut far) = UnixStream::pair().unwrap();
         watch.add(far.as_raw_fd(), 2).unwrap();
-        assert_eq!(watch.look().unwrap(), 0);
+        assert_eq!(watch.look().unwrap().sources, 0);
         near.write_all(&[1]).unwrap();
-        assert_eq!(watch.look().unwrap(), 1 << 2);
+        assert_eq!(watch.look().unwrap().sources, 1 << 2);
         far.read_exact(&mut [0]).unwrap();
-        assert_eq!(watch.look().unwrap(), 0);
+        assert_eq!(watch.look().unwrap().sources, 0);
         let woken = wait_for_two([watch.descriptor(), far.as_raw_fd()], Duration::from_secs(10));
         assert_eq!(woken.unwrap(), [true, false], "the clock");
         drop(near);

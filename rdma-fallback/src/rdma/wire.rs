@@ -175,6 +175,7 @@ impl RdmaWire {
         post.pieces.clear();
         cut::join(placement.map_or(&[], |placement| placement.sources), &mut post.pieces);
         link.queues.write_message(post.number, message);
+        self.counters.message_bytes_copied += message.len() as u64;
         self.next_post += 1;
         self.outbox.push_back(post);
         Ok(())
@@ -182,9 +183,18 @@ impl RdmaWire {
 
     /// See [`crate::Wire::poll`].
     pub fn poll(&mut self, deliver: &mut dyn FnMut(Event<'_>)) -> Progress {
+        self.poll_when(true, deliver)
+    }
+
+    /// See [`crate::Wire::poll_when`]. Completions are looked for in any case: it takes no system call.
+    pub fn poll_when(
+        &mut self,
+        may_be_readable: bool,
+        deliver: &mut dyn FnMut(Event<'_>),
+    ) -> Progress {
         let mut progress = Progress::Waiting;
         if self.closed.is_none() {
-            match self.work(deliver) {
+            match self.work(may_be_readable, deliver) {
                 Ok(found) => progress = found,
                 Err(reason) => self.closed = Some(reason),
             }
@@ -241,7 +251,11 @@ impl RdmaWire {
     }
 
     /// One round: send, take completions, send what they made possible; if there were none, see whether to wait.
-    fn work(&mut self, deliver: &mut dyn FnMut(Event<'_>)) -> Result<Progress, CloseReason> {
+    fn work(
+        &mut self,
+        may_be_readable: bool,
+        deliver: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Progress, CloseReason> {
         let mut worked = self.send()?;
         let mut messages = POLL_MESSAGES_MAX;
         worked |= self.take(&mut messages, deliver)?;
@@ -250,7 +264,7 @@ impl RdmaWire {
             return Ok(Progress::More);
         }
         // Who was only told that something failed before asks what.
-        if self.ending.is_none_or(is_flushed) {
+        if self.ending.map_or(may_be_readable, is_flushed) {
             self.look()?;
         }
         if let Some(reason) = self.ending {
@@ -260,6 +274,7 @@ impl RdmaWire {
         }
         if !self.is_armed {
             self.is_armed = true;
+            self.counters.armings += 1;
             self.queues()?.arm().map_err(system)?;
             // What came before the arming is not told by the channel.
             worked |= self.take(&mut messages, deliver)?;
@@ -288,6 +303,8 @@ impl RdmaWire {
                 self.completed(*completion, messages, deliver)?;
             }
             self.counters.completions_taken += count as u64;
+            self.counters.completion_polls += 1;
+            self.counters.completion_polls_empty += u64::from(count == 0);
             worked |= count > 0;
             if count < most.min(COMPLETIONS_AT_ONCE) {
                 break;
@@ -296,6 +313,8 @@ impl RdmaWire {
         if self.ending.is_none() && !self.free_receives.is_empty() {
             let receives = std::mem::take(&mut self.free_receives);
             self.queues()?.post_receives(&receives).map_err(system)?;
+            self.counters.receives_posted += receives.len() as u64;
+            self.counters.receive_posts += 1;
             self.credit.posted(receives.len() as u32);
             self.free_receives = receives;
             self.free_receives.clear();
@@ -314,8 +333,12 @@ impl RdmaWire {
                 // What was received before the failure still counts.
                 self.end(CloseReason::Rdma(Cause::Request { status }));
             }
-            (Origin::Post(number), Ok(_)) => self.sent_up_to(number, deliver),
+            (Origin::Post(number), Ok(_)) => {
+                self.counters.send_completions_taken += 1;
+                self.sent_up_to(number, deliver);
+            }
             (Origin::Credit, Ok(_)) => {
+                self.counters.send_completions_taken += 1;
                 self.credit_is_sent = false;
                 self.requests -= 1;
             }
@@ -345,6 +368,7 @@ impl RdmaWire {
         let frame = frame.ok_or(FrameFault::Length { bytes })?;
         let link = self.link.as_ref().expect("the connection lasts until the wire is closed");
         link.queues.read_receive(slot, frame);
+        self.counters.message_bytes_copied += u64::from(bytes);
         let (head, message) =
             frame.split_first_chunk::<HEAD_BYTES>().ok_or(FrameFault::Length { bytes })?;
         let head = Head::decode(head, bytes, self.lend.length)?;

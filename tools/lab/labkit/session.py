@@ -63,13 +63,16 @@ class Session:
             guest.set_up()
         return guests
 
-    def disk(self, name, mib):
-        """An NVMe device of zeroes that keeps all that was written to it when the power is cut."""
+    def disk(self, name, mib, metadata_bytes=0):
+        """An NVMe device of zeroes that keeps all that was written to it when the power is cut.
+
+        It may have bytes of metadata beside each of its logical blocks.
+        """
         path = self.folder / f"{name}.raw"
         with open(path, "wb") as file:
             file.truncate(mib << 20)
         self._disks.append(path)
-        return Disk(path)
+        return Disk(path, metadata_bytes=metadata_bytes)
 
     def overlay(self, disk, name):
         """A device over another one that loses, when the power is cut, what was not flushed; see docs/LAB.md."""
@@ -192,7 +195,7 @@ def probe_accelerator(image, folder, asked):
     with tempfile.TemporaryDirectory(prefix="twinpoint-lab-") as sockets:
         guest = Guest(image, "a", folder, sockets, "kvm")
         try:
-            guest.wait_ready(PROBE_SECONDS_MAX)
+            guest.wait_ready(PROBE_SECONDS_MAX, boots_max=1)
             return "kvm", f"KVM, a guest was up after {guest.ready_seconds:.1f} s"
         except Failed:
             known.write_text(situation)

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use rdma_fallback::key::{KeyError, KeyFault};
 use twinpoint_runtime::control::ControlError;
 use twinpoint_runtime::node::NodeError;
+use twinpoint_runtime::uring::UringError;
 
 use super::{Exit, Failure};
 
@@ -51,6 +52,10 @@ impl From<NodeError> for Failure {
                 Failure::failed("node", text)
             }
             NodeError::Ublk(_) => Failure::failed("ublk", error),
+            NodeError::Uring(UringError::Commands { .. }) => {
+                let text = format!("{error}: see dmesg, or leave --device-mode away");
+                Failure::failed("device-mode", text)
+            }
             NodeError::Uring(_) => Failure::failed("node", error),
         }
     }

@@ -8,7 +8,7 @@ use twinpoint_core::codec::FormatErrorKind;
 use twinpoint_core::geometry::GeometryError;
 use twinpoint_core::recovery::{RecoveryError, Structure};
 use twinpoint_core::units::BLOCK_BYTES;
-use twinpoint_runtime::device::{DeviceError, Step};
+use twinpoint_runtime::device::{DeviceError, PassthroughFault, Step};
 use twinpoint_runtime::status::bytes_text;
 use twinpoint_runtime::store::StoreError;
 
@@ -109,6 +109,10 @@ pub(super) fn device_failure(device: &DeviceError, error: &StoreError) -> Failur
             let text = format!("{error}: it was cut short; use the other store of the pair");
             Failure::new(Exit::Damaged, "damaged", text)
         }
+        DeviceError::Passthrough { fault, .. } => {
+            let text = format!("{error}: {}", passthrough_advice(*fault));
+            Failure::new(Exit::Usage, "device-mode", text)
+        }
         DeviceError::NoDirect { .. } => Failure::failed("device", error),
         DeviceError::WrongKind { .. } => {
             let text = format!("{error}: give the path of a store");
@@ -124,6 +128,28 @@ pub(super) fn device_failure(device: &DeviceError, error: &StoreError) -> Failur
             let advice = system_advice(*step, source.kind());
             Failure::failed("device", format!("{error}: {advice}"))
         }
+    }
+}
+
+/// What to do about a store that takes no NVMe commands.
+fn passthrough_advice(fault: PassthroughFault) -> &'static str {
+    match fault {
+        PassthroughFault::NotNvme => {
+            "give a namespace, such as /dev/nvme0n1, or leave --device-mode away"
+        }
+        PassthroughFault::Partition => "give the whole namespace, or leave --device-mode away",
+        PassthroughFault::NoPollQueues => {
+            "give the kernel nvme.poll_queues=N, N the threads of --cores, or leave --device-poll away"
+        }
+        PassthroughFault::OtherNode => {
+            "compare /dev with /sys/class/nvme-generic, or leave --device-mode away"
+        }
+        PassthroughFault::NoGeneric => {
+            "see /dev and /sys/class/nvme-generic, or leave --device-mode away"
+        }
+        PassthroughFault::OtherSize
+        | PassthroughFault::Metadata { .. }
+        | PassthroughFault::TooShort => "leave --device-mode away",
     }
 }
 

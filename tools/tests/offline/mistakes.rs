@@ -1,10 +1,11 @@
 //! Mistakes get one line that says what to do; help names units and defaults.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
-use crate::fixture::{self, run, twinpoint};
+use crate::fixture::{self, Fixture, run, twinpoint};
 
 /// One byte more than the kernel takes for a socket.
 const LONG_PATH: &str = concat!(
@@ -72,6 +73,9 @@ fn wrong_usage_is_one_line_and_touches_nothing() {
         (single(&["--cp-in-flight", "0"]), "1..=64"),
         (single(&["--ring-entries", "1000"]), "power of two"),
         (single(&["--peer-timeout", "1ms"]), "100ms"),
+        (single(&["--device-mode", "nvme"]), "passthrough"),
+        (single(&["--device-poll"]), "--device-mode passthrough"),
+        (single(&["--device-mode", "passthrough", "--buffered"]), "--buffered is for files"),
     ];
     for (arguments, advice) in cases {
         let (code, stdout, stderr) = run(&arguments);
@@ -81,6 +85,21 @@ fn wrong_usage_is_one_line_and_touches_nothing() {
         let error: Value = serde_json::from_str(&stderr).unwrap();
         assert_eq!((code, &error["exit_code"], &error["ok"]), (2, &2.into(), &false.into()));
     }
+}
+
+#[test]
+fn what_is_no_namespace_takes_no_commands() {
+    let folder = fixture::folder();
+    let store = Fixture::new(folder.path(), "store", 1, 7);
+    let before = fs::read(store.text()).unwrap();
+    for path in [store.text(), "/dev/null"] {
+        let flags = ["--replication", "single", "--device-mode", "passthrough"];
+        let (code, stdout, stderr) = run(&[&["serve", "--store", path], &flags[..]].concat());
+        assert_eq!((code, &*stdout, stderr.lines().count()), (2, "", 1), "{stderr}");
+        let says = stderr.contains(path) && stderr.contains("no namespace of an NVMe device");
+        assert!(says && stderr.contains("leave --device-mode away"), "{stderr}");
+    }
+    assert!(fs::read(store.text()).unwrap() == before, "nothing was written");
 }
 
 #[test]

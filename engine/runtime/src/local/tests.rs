@@ -10,7 +10,7 @@ use twinpoint_core::message::Role;
 use super::*;
 use crate::device::{Caching, DeviceError, Prefill};
 use crate::node::{Node, NodeError};
-use crate::options::{Choice, NodeOptions, RdmaOptions};
+use crate::options::{Choice, DeviceMode, NodeOptions, RdmaOptions};
 use crate::store::{FormatOptions, format_store};
 
 fn start(folder: &Path) -> Node {
@@ -18,6 +18,7 @@ fn start(folder: &Path) -> Node {
         transport: Choice::Tcp,
         rdma: RdmaOptions::default(),
         store: folder.join("store"),
+        device: DeviceMode::Block,
         role: Role::Primary,
         cores: Vec::new(),
         memory_bytes: 32 << 20,

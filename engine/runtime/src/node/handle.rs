@@ -19,8 +19,8 @@ use crate::link::{LinkNode, NewSession};
 use crate::local::LocalClient;
 use crate::shared::Shared;
 use crate::status::{
-    BranchStatus, CpLatencyStatus, CpStatus, DeviceTraffic, LagStatus, LatencyStatus, NodeStatus,
-    PeerStatus, STATUS_SCHEMA, SpaceStatus, TrafficStatus, VolumeStatus, WireTraffic,
+    BranchStatus, CpLatencyStatus, CpStatus, LagStatus, LatencyStatus, NodeStatus, PeerStatus,
+    STATUS_SCHEMA, SpaceStatus, VolumeStatus,
 };
 
 use crate::ublk::{Device, UblkNode};
@@ -255,19 +255,8 @@ impl NodeHandle {
                 durable: LatencyStatus::from_nanoseconds(&latencies.durable),
                 confirmed: LatencyStatus::from_nanoseconds(&latencies.confirmed),
             },
-            traffic: TrafficStatus {
-                client_bytes_written: load(&shared.traffic.client_written),
-                client_bytes_read: load(&shared.traffic.client_read),
-                device_bytes_written: DeviceTraffic {
-                    data: load(&shared.traffic.device_data),
-                    journal_and_map: load(&shared.traffic.device_metadata),
-                },
-                wire_bytes_sent: WireTraffic {
-                    data: load(&shared.traffic.wire_data),
-                    delta: load(&shared.traffic.wire_records),
-                    messages: load(&shared.traffic.wire_messages),
-                },
-            },
+            traffic: shared.traffic.status(),
+            efficiency: shared.efficiency(),
             clients: u64::from(shared.clients.load(Ordering::Relaxed)),
             uptime_seconds: self.inner.began.elapsed().as_secs(),
         }

@@ -30,7 +30,7 @@ use crate::buffers::Arena;
 use crate::calls::Caller;
 use crate::control::ControlServer;
 use crate::coordinator_port::Latencies;
-use crate::device::{Caching, OpenMode, StoreFile};
+use crate::device::{Caching, StoreFile};
 use crate::link::{Link, LinkOptions};
 use crate::local::LocalClient;
 use crate::options::{NbdAddress, NodeOptions};
@@ -96,7 +96,7 @@ impl Node {
         let key = load_key(&options)?;
         let driver = Driver::find(&options.ublk).map_err(NodeError::Ublk)?;
         let caching = if options.buffered { Caching::BufferedAllowed } else { Caching::DirectOnly };
-        let store = StoreFile::open_with(&options.store, OpenMode::Exclusive, caching)
+        let store = StoreFile::open_for(&options.store, caching, options.device)
             .map_err(NodeError::Device)?;
         let recovered = open_and_recover(&store, None).map_err(NodeError::Store)?;
         check_role(&options, &recovered)?;

@@ -3,7 +3,7 @@
 //! Invariants: an io_uring stays with the thread that made it; no worker runs before all could be made; a worker that
 //! panics takes the whole process with it, for the others would wait.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,7 +19,7 @@ use super::{Inner, NodeError, join};
 use crate::buffers::Pool;
 use crate::clients::Clients;
 use crate::coordinator_port::{CoordinatorPort, Exit};
-use crate::device::StoreFile;
+use crate::device::{DeviceMode, StoreFile, StoreTarget};
 use crate::gate::Gate;
 use crate::local::{COMMANDS_MAX, LocalClient, LocalSeed};
 use crate::mail::{Mailbox, connect};
@@ -139,7 +139,8 @@ fn run_workers(
             listeners: if index == 0 { duplicate(listeners)? } else { Vec::new() },
             metadata_first: plan.metadata_first(index),
             pool: (BufferId(index as u32 * plan.pool), plan.pool),
-            store: store.descriptor(),
+            store: store.target(),
+            device: options.device,
             core: options.cores.get(index).copied(),
             poll: options.poll,
             ublk_places: if options.ublk.volumes.is_empty() { 0 } else { UBLK_PLACES },
@@ -182,7 +183,8 @@ struct Seed {
     listeners: Vec<OwnedFd>,
     metadata_first: BufferId,
     pool: (BufferId, u32),
-    store: RawFd,
+    store: StoreTarget,
+    device: DeviceMode,
     core: Option<usize>,
     poll: Duration,
     ublk_places: u32,
@@ -214,7 +216,7 @@ fn make_worker(seed: Seed) -> Result<Worker, NodeError> {
     if let Some(core) = seed.core {
         pin(core)?;
     }
-    let mut sizes = UringOptions::default();
+    let mut sizes = UringOptions { device: seed.device, ..UringOptions::default() };
     // The fetches of block devices hold their places for good.
     sizes.in_flight_max += seed.ublk_places;
     let mut uring = Uring::new(sizes).map_err(NodeError::Uring)?;
@@ -225,7 +227,7 @@ fn make_worker(seed: Seed) -> Result<Worker, NodeError> {
         }
         Err(error) => return Err(NodeError::Uring(error)),
     }
-    uring.register_files(&[seed.store]).map_err(NodeError::Uring)?;
+    uring.register_store(seed.store).map_err(NodeError::Uring)?;
     let (first, count) = seed.pool;
     Ok(Worker {
         index: seed.index,

@@ -27,6 +27,7 @@ pub fn render(status: &NodeStatus) -> String {
     line("space", space_text(&status.space));
     line("clients", clients_text(status));
     line("traffic", traffic_text(&status.traffic));
+    line("cost", cost_text(status));
     text.push_str(&latency_table(&status.cp_latency_us));
     text.push_str(&volume_table(&status.volumes));
     text
@@ -141,6 +142,35 @@ fn traffic_text(traffic: &TrafficStatus) -> String {
         bytes_text(wire.delta),
         bytes_text(wire.messages)
     )
+}
+
+/// What moving data took since the start; and for each 4 KiB, where clients wrote or read some.
+fn cost_text(status: &NodeStatus) -> String {
+    let (cost, traffic) = (&status.efficiency, &status.traffic);
+    let calls = cost.system_calls.total();
+    let moved = traffic.client_bytes_written + traffic.client_bytes_read;
+    let each = match moved / 4096 {
+        0 => String::new(),
+        units => format!(" ({:.2} for each 4 KiB of clients)", calls as f64 / units as f64),
+    };
+    let copied = &cost.copied_bytes;
+    let mut text = format!(
+        "system calls {calls}{each}; copied: clients {}, wire data {}",
+        bytes_text(copied.client),
+        bytes_text(copied.wire_data)
+    );
+    if cost.device.commands > 0 {
+        let _ = write!(text, "; NVMe commands {}", cost.device.commands);
+    }
+    if cost.verbs.requests > 0 {
+        let _ = write!(
+            text,
+            "; verbs {}, completions {}",
+            cost.verbs.requests + cost.verbs.receives,
+            cost.verbs.completions
+        );
+    }
+    text
 }
 
 fn latency_table(latency: &CpLatencyStatus) -> String {

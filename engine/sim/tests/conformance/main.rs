@@ -3,7 +3,7 @@
 //!
 //! | what | bodies | arms |
 //! |---|---|---|
-//! | the device, as `contract.rs` lets the core rely on it | `device.rs` | simulated disk; file through io_uring |
+//! | the device, as `contract.rs` lets the core rely on it | `device.rs` | simulated disk; file; NVMe commands (lab) |
 //! | a lane's wire, as `contract.rs` lets the core rely on it | `lane.rs` | simulated wire; memory, TCP |
 //!
 //! The simulated disk and wire are compiled into this test from their own files: they are private to the simulator.
@@ -48,6 +48,34 @@ macro_rules! conformance {
 }
 
 conformance!(device over simulated_disk: crate::sim_device::make, file: crate::real_device::make => {
+    reads_see_answered_writes
+    the_last_answered_write_wins
+    buffers_land_in_order
+    other_blocks_stay
+    a_block_never_written_reads_as_zeroes
+    answered_writes_outlive_the_process
+    writes_under_way_at_a_kill_are_old_or_new
+    a_flush_keeps_what_was_answered_before_it
+    histories_follow_a_model
+});
+
+// In a guest of the lab, one at a time: they overwrite the namespace that TWINPOINT_NVME names.
+macro_rules! conformance_in_lab {
+    ($($arm:ident: $make:path),+ => $tests:tt) => {
+        $(conformance_in_lab!(@arm $arm, $make, $tests);)+
+    };
+    (@arm $arm:ident, $make:path, { $($test:ident)* }) => {
+        mod $arm {
+            $(
+                #[test]
+                #[ignore = "needs an NVMe namespace, see docs/LAB.md"]
+                fn $test() { crate::device::$test($make); }
+            )*
+        }
+    };
+}
+
+conformance_in_lab!(passthrough: crate::real_device::make_passthrough, polled: crate::real_device::make_polled => {
     reads_see_answered_writes
     the_last_answered_write_wins
     buffers_land_in_order

@@ -1,10 +1,13 @@
-//! A file as a [`Device`], through the runtime's store file, arena and io_uring, as a worker uses them.
+//! A file or an NVMe namespace as a [`Device`], through the runtime's store file, arena and io_uring, as a worker uses
+//! them.
+
+use std::path::PathBuf;
 
 use rdma_fallback::Span;
 use tempfile::TempDir;
-use twinpoint_core::units::{BLOCK_BYTES, BufferId};
+use twinpoint_core::units::{BLOCK_BYTES, BufferId, DeviceBlock};
 use twinpoint_runtime::buffers::{Arena, Pool};
-use twinpoint_runtime::device::{Caching, OpenMode, Prefill, StoreFile};
+use twinpoint_runtime::device::{Caching, DeviceMode, OpenMode, Prefill, StoreFile};
 use twinpoint_runtime::uring::{Completion, Uring, UringOptions, Wait};
 
 use crate::device::{BLOCKS, Content, Device, Ended};
@@ -15,7 +18,9 @@ const BUFFERS: u32 = 512;
 
 pub struct RealDevice {
     process: Option<Process>,
-    folder: TempDir,
+    path: PathBuf,
+    mode: DeviceMode,
+    _folder: Option<TempDir>,
     random: Random,
 }
 
@@ -39,23 +44,46 @@ struct UnderWay {
 
 pub fn make(seed: u64) -> RealDevice {
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let bytes = BLOCKS * BLOCK_BYTES as u64;
-    StoreFile::create(&folder.path().join("store"), bytes, Prefill::Reserve).unwrap();
-    let mut device = RealDevice { process: None, folder, random: Random::new(seed) };
+    let path = folder.path().join("store");
+    StoreFile::create(&path, BLOCKS * BLOCK_BYTES as u64, Prefill::Reserve).unwrap();
+    begin(path, DeviceMode::Block, Some(folder), seed)
+}
+
+/// The namespace that `TWINPOINT_NVME` names, driven by commands. Its first blocks are overwritten.
+pub fn make_passthrough(seed: u64) -> RealDevice {
+    make_nvme(DeviceMode::Passthrough { is_polled: false }, seed)
+}
+
+/// The same, with polled completions.
+pub fn make_polled(seed: u64) -> RealDevice {
+    make_nvme(DeviceMode::Passthrough { is_polled: true }, seed)
+}
+
+fn make_nvme(mode: DeviceMode, seed: u64) -> RealDevice {
+    let path = PathBuf::from(std::env::var_os("TWINPOINT_NVME").expect("TWINPOINT_NVME is set"));
+    let store = StoreFile::open(&path, OpenMode::Exclusive).unwrap();
+    store.write_blocks(DeviceBlock(0), &vec![0; BLOCKS as usize * BLOCK_BYTES]).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    begin(path, mode, None, seed)
+}
+
+fn begin(path: PathBuf, mode: DeviceMode, folder: Option<TempDir>, seed: u64) -> RealDevice {
+    let random = Random::new(seed);
+    let mut device = RealDevice { process: None, path, mode, _folder: folder, random };
     device.open();
     device
 }
 
 impl RealDevice {
     fn open(&mut self) {
-        let path = self.folder.path().join("store");
-        let store =
-            StoreFile::open_with(&path, OpenMode::Exclusive, Caching::BufferedAllowed).unwrap();
-        assert_eq!(store.blocks(), BLOCKS);
+        let store = StoreFile::open_for(&self.path, Caching::BufferedAllowed, self.mode).unwrap();
+        assert!(store.blocks() >= BLOCKS);
         let arena = Arena::new(BUFFERS as usize * BLOCK_BYTES).unwrap();
-        let mut uring = Uring::new(UringOptions::default()).unwrap();
+        let mut uring =
+            Uring::new(UringOptions { device: self.mode, ..UringOptions::default() }).unwrap();
         uring.register_arena(&arena).unwrap();
-        uring.register_files(&[store.descriptor()]).unwrap();
+        uring.register_store(store.target()).unwrap();
         let pool = Pool::new(BufferId(0), BUFFERS, 0);
         self.process = Some(Process {
             uring,

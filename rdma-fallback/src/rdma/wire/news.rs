@@ -9,17 +9,21 @@ use std::sync::Arc;
 
 use super::super::cause::Cause;
 use super::super::manager::ManagerEvent;
+use super::super::watch::News;
 use super::{BELL, COMPLETIONS, MANAGER, RdmaWire, is_flushed, system};
 use crate::CloseReason;
 
 impl RdmaWire {
     /// Asks all sources for news.
     pub(super) fn look(&mut self) -> Result<(), CloseReason> {
-        self.counters.system_calls += 1;
-        let sources = self.watch.look().map_err(system)?;
+        let News { sources, has_ticked } = self.watch.look().map_err(system)?;
+        let only_ticked = has_ticked && sources == 0;
+        self.counters.watch_calls += u64::from(!only_ticked);
+        self.counters.clock_calls += u64::from(has_ticked) + u64::from(only_ticked);
         if sources & (1 << COMPLETIONS) != 0 {
-            self.counters.system_calls += 1;
+            self.counters.watch_calls += 1;
             if self.queues()?.take_event().map_err(system)? {
+                self.counters.wake_ups += 1;
                 self.is_armed = false;
             }
         }
@@ -40,6 +44,7 @@ impl RdmaWire {
     }
 
     fn hear_bell(&mut self) -> Result<(), CloseReason> {
+        self.counters.watch_calls += 1;
         let queues = self.queues()?;
         // One byte or several: the cause is kept elsewhere.
         let _ = queues.bell().read(&mut [0; 16]);
@@ -53,7 +58,7 @@ impl RdmaWire {
         let link = self.link.as_ref().expect("the connection lasts until the wire is closed");
         let channel = Arc::clone(link.id.channel());
         loop {
-            self.counters.system_calls += 1;
+            self.counters.watch_calls += 1;
             match channel.next() {
                 Ok(ManagerEvent::Disconnected) => {
                     self.end(CloseReason::Peer);

@@ -5,7 +5,7 @@
 //! Invariant: what a post needs is counted before anything of it is given to the card, so it goes as a whole.
 
 use super::super::cut;
-use super::super::frame::{Head, Kind};
+use super::super::frame::{HEAD_BYTES, Head, Kind};
 use super::{RdmaWire, system};
 use crate::frame::check_placed;
 use crate::{CloseReason, Event, POLL_MESSAGES_MAX};
@@ -28,11 +28,13 @@ impl RdmaWire {
             let (credit, placements) = (self.credit.tell(), self.placements);
             let head = Head { kind: Kind::Credit, credit, placements };
             self.queues()?.add_credit(&head.encode());
+            self.counters.message_bytes_copied += HEAD_BYTES as u64;
             self.credit_is_sent = true;
             self.requests += 1;
         }
         let requests = self.queues()?.submit().map_err(system)?;
         self.counters.requests_sent += requests as u64;
+        self.counters.request_calls += u64::from(requests > 0);
         Ok(requests > 0)
     }
 
@@ -66,6 +68,7 @@ impl RdmaWire {
         let head = Head { kind, credit: self.credit.tell(), placements: self.placements };
         let is_signalled = post.number.is_multiple_of(SIGNAL_EACH);
         queues.add_frame(post.number, &head.encode(), post.message_bytes, is_signalled);
+        self.counters.message_bytes_copied += HEAD_BYTES as u64;
         post.requests = requests;
         self.requests += requests;
         self.sent += 1;

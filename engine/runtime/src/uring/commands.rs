@@ -1,0 +1,517 @@
+//! The store driven by NVMe commands: an operation is cut into as many commands as the device needs, and completes once.
+//!
+//! ```text
+//!   operation -> commands -> place -> the ring's entry (IORING_OP_URING_CMD) -> status; the last one ends the operation
+//! ```
+//!
+//! Invariants:
+//! - A command holds a place from its entry until its completion; a list of memory that the kernel reads lies in it.
+//! - At most as many commands are under way as the device's queue takes: beyond that the kernel would hand them to
+//!   threads of its own. The others wait here, in their order.
+//! - A device's status other than 0 is an error of the operation. There are no short transfers.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use io_uring::opcode;
+use rdma_fallback::Span;
+use twinpoint_core::units::BLOCK_BYTES;
+
+use super::error::answer_text;
+use super::store::STORE;
+use super::{Completion, SLOTS_RESERVED, Slots, Uring, UringError, Wait};
+use crate::device::CommandTarget;
+use crate::device::nvme::{Command, Deed, URING_IO, URING_IO_LIST};
+
+/// Marks the kernel's name for a command, beside those of operations.
+pub(super) const COMMAND: u64 = 1 << 31;
+/// A run of memory of so many bytes gets a command of its own, from registered memory: a command more costs the device
+/// less than the kernel needs to look up so many pages.
+const OWN_COMMAND_BYTES: u32 = 64 << 10;
+/// How long the first command may take.
+const FIRST_COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// How many failed commands are told in the log: a device that is gone fails them all.
+const COMPLAINTS_MAX: u32 = 16;
+
+/// See the module.
+pub(super) struct Commands {
+    target: CommandTarget,
+    places: Box<[Place]>,
+    free: Vec<u32>,
+    waiting: VecDeque<Prepared>,
+    complaints_left: u32,
+    /// What the last failed one was answered.
+    last_failure: i32,
+}
+
+/// A command under way.
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    command: Option<Prepared>,
+}
+
+/// A command that is complete but for its place.
+struct Prepared {
+    /// The slot of its operation.
+    operation: u32,
+    deed: Deed,
+    /// Where on the store, in bytes.
+    offset: u64,
+    bytes: u32,
+    memory: Memory,
+}
+
+enum Memory {
+    /// One run; with the number of the registered buffer that it lies in.
+    Run(u64, Option<u16>),
+    /// Several.
+    List(Vec<libc::iovec>),
+}
+
+/// An operation's commands that have not completed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Progress {
+    outstanding: u32,
+    bytes: i32,
+    /// The first failure; 0 for none.
+    failure: i32,
+}
+
+impl Uring {
+    /// Whether the store is driven by commands.
+    pub(super) fn takes_commands(&self) -> bool {
+        self.commands.is_some()
+    }
+
+    /// From now on the store is driven by commands: tries one, a flush, which changes nothing.
+    pub(super) fn begin_commands(&mut self, target: CommandTarget) -> Result<(), UringError> {
+        self.commands = Some(Box::new(Commands::new(target)));
+        let begin = Instant::now();
+        self.command_store(0, Deed::Flush, 0, &[])?;
+        let mut found = Vec::new();
+        while found.is_empty() {
+            if begin.elapsed() > FIRST_COMMAND_LIMIT {
+                return Err(UringError::Commands { result: -libc::ETIME });
+            }
+            self.submit_and_wait(Wait::For(Duration::from_millis(100)))?;
+            self.reap(&mut found);
+        }
+        let commands = self.commands.as_mut().expect("it was just made");
+        commands.complaints_left = COMPLAINTS_MAX;
+        match commands.last_failure {
+            0 => Ok(()),
+            result => Err(UringError::Commands { result }),
+        }
+    }
+
+    /// Begins an operation on whole blocks of the store, from `offset` bytes on.
+    pub(super) fn command_store(
+        &mut self,
+        user_data: u64,
+        deed: Deed,
+        offset: u64,
+        spans: &[Span],
+    ) -> Result<(), UringError> {
+        let whole = |bytes: u64| bytes.is_multiple_of(BLOCK_BYTES as u64);
+        let is_whole = spans.iter().all(|span| whole(span.length.into()) && span.length > 0);
+        assert!(whole(offset) && is_whole, "a {deed} of parts of blocks at {offset}");
+        let operation = self.slots.next(SLOTS_RESERVED)?;
+        let bytes_max = self.commands.as_ref().expect("it takes commands").target.bytes_max;
+        let mut cuts = Cuts { spans, taken: 0, bytes_max };
+        let (mut prepared, mut total, mut runs) = (Vec::new(), 0, Vec::new());
+        while let Some(bytes) = cuts.next(&mut runs) {
+            let memory = self.memory(&runs);
+            let offset = offset + u64::from(total);
+            prepared.push(Prepared { operation, deed, offset, bytes, memory });
+            total += bytes;
+        }
+        if deed == Deed::Flush {
+            let memory = Memory::Run(0, None);
+            prepared.push(Prepared { operation, deed, offset, bytes: 0, memory });
+        }
+        self.slots.take(operation, Some(user_data));
+        self.slots.all[operation as usize].progress = Progress {
+            outstanding: u32::try_from(prepared.len()).expect("at most one for each block"),
+            bytes: i32::try_from(total).expect("an operation is shorter than its arena's chunk"),
+            failure: 0,
+        };
+        self.counters.operations += 1;
+        let commands = self.commands.as_mut().expect("it takes commands");
+        commands.waiting.extend(prepared);
+        self.issue_commands()
+    }
+
+    /// Hands waiting commands to the kernel as far as there are places.
+    pub(super) fn issue_commands(&mut self) -> Result<(), UringError> {
+        while let Some(commands) = &mut self.commands {
+            let Some((entry, is_registered)) = commands.next_entry() else { break };
+            self.command_counters.commands += 1;
+            self.command_counters.registered += u64::from(is_registered);
+            self.begin_command(&entry)?;
+        }
+        Ok(())
+    }
+
+    fn memory(&self, runs: &[Span]) -> Memory {
+        match runs {
+            [run] => {
+                let address = self.pointer(*run).expose_provenance() as u64;
+                Memory::Run(address, self.registered(*run))
+            }
+            runs => {
+                let vector = |run: &Span| libc::iovec {
+                    iov_base: self.pointer(*run).cast(),
+                    iov_len: run.length as usize,
+                };
+                Memory::List(runs.iter().map(vector).collect())
+            }
+        }
+    }
+}
+
+impl Commands {
+    fn new(target: CommandTarget) -> Commands {
+        Commands {
+            target,
+            places: (0..target.depth).map(|_| Place::default()).collect(),
+            free: (0..target.depth).rev().collect(),
+            waiting: VecDeque::new(),
+            complaints_left: 0,
+            last_failure: 0,
+        }
+    }
+
+    /// Whether no command is under way or waits for a place.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.free.len() == self.places.len()
+    }
+
+    /// Gives the next waiting command a place; answers its entry, and whether it is from registered memory.
+    fn next_entry(&mut self) -> Option<(io_uring::squeue::Entry128, bool)> {
+        let index = *self.free.last()?;
+        let prepared = self.waiting.pop_front()?;
+        self.free.pop();
+        let CommandTarget { namespace, shift, .. } = self.target;
+        let count = prepared.bytes >> shift;
+        let (command, address, length, buffer) = match &prepared.memory {
+            Memory::Run(address, buffer) => (URING_IO, *address, prepared.bytes, *buffer),
+            Memory::List(list) => {
+                (URING_IO_LIST, list.as_ptr().expose_provenance() as u64, list.len() as u32, None)
+            }
+        };
+        let first = prepared.offset >> shift;
+        let deed = prepared.deed;
+        let bytes = Command { deed, namespace, first, count, address, length }.encode();
+        let place = &mut self.places[index as usize];
+        place.command = Some(prepared);
+        let name = u64::from(place.generation) << 32 | COMMAND | u64::from(index);
+        let entry = opcode::UringCmd80::new(STORE, command).cmd(bytes).buf_index(buffer);
+        Some((entry.build().user_data(name), buffer.is_some()))
+    }
+
+    /// Frees the place of a completed command; the last one of an operation completes it.
+    pub(super) fn complete(
+        &mut self,
+        slots: &mut Slots,
+        name: u64,
+        result: i32,
+    ) -> Option<Completion> {
+        let index = (name & (COMMAND - 1)) as usize;
+        let place = &mut self.places[index];
+        let is_current = name >> 32 == u64::from(place.generation);
+        let command = place.command.take().filter(|_| is_current);
+        let command = command.expect("a command completes once");
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(index as u32);
+        if result != 0 {
+            self.complain(&command, result);
+        }
+        let progress = &mut slots.all[command.operation as usize].progress;
+        if progress.failure == 0 && result != 0 {
+            // To whoever waits a status is an error of input or output.
+            progress.failure = if result < 0 { result } else { -libc::EIO };
+        }
+        progress.outstanding -= 1;
+        let Progress { outstanding, bytes, failure } = *progress;
+        if outstanding > 0 {
+            return None;
+        }
+        let result = if failure == 0 { bytes } else { failure };
+        slots.complete(slots.tag(command.operation), result, 0)
+    }
+
+    fn complain(&mut self, command: &Prepared, result: i32) {
+        self.last_failure = result;
+        if self.complaints_left > 0 {
+            self.complaints_left -= 1;
+            let Prepared { deed, bytes, offset, .. } = command;
+            let more = if self.complaints_left == 0 { "; more are not told" } else { "" };
+            eprintln!(
+                "twinpoint: the device failed to {deed} {bytes} bytes at {offset}: {}{more}",
+                answer_text(result)
+            );
+        }
+    }
+}
+
+/// The memory of an operation, cut into that of commands.
+struct Cuts<'a> {
+    spans: &'a [Span],
+    /// Bytes of the first span that are in a command already.
+    taken: u32,
+    bytes_max: u32,
+}
+
+impl Cuts<'_> {
+    /// The runs of memory of the next command, and their bytes.
+    fn next(&mut self, runs: &mut Vec<Span>) -> Option<u32> {
+        runs.clear();
+        let mut total = 0;
+        while total < self.bytes_max {
+            let Some(run) = self.run(self.bytes_max - total) else { break };
+            let is_long = run.length >= OWN_COMMAND_BYTES;
+            if is_long && total > 0 {
+                break;
+            }
+            runs.push(run);
+            total += run.length;
+            self.skip(run.length);
+            if is_long {
+                break;
+            }
+        }
+        (total > 0).then_some(total)
+    }
+
+    /// The longest run from here on, of at most `limit` bytes.
+    fn run(&self, limit: u32) -> Option<Span> {
+        let (first, rest) = self.spans.split_first()?;
+        let offset = first.offset + u64::from(self.taken);
+        let mut length = first.length - self.taken;
+        for span in rest {
+            if length >= limit || span.offset != offset + u64::from(length) {
+                break;
+            }
+            length = length.saturating_add(span.length);
+        }
+        Some(Span { offset, length: length.min(limit) })
+    }
+
+    fn skip(&mut self, bytes: u32) {
+        self.taken += bytes;
+        while let Some((first, rest)) = self.spans.split_first() {
+            if self.taken < first.length {
+                return;
+            }
+            self.taken -= first.length;
+            self.spans = rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    use twinpoint_core::units::BufferId;
+
+    use super::*;
+    use crate::buffers::Arena;
+    use crate::device::{DeviceMode, StoreTarget};
+    use crate::uring::UringOptions;
+
+    const PAGE: u32 = 4096;
+
+    fn span(page: u64, pages: u32) -> Span {
+        Span { offset: page * u64::from(PAGE), length: pages * PAGE }
+    }
+
+    fn cut(spans: &[Span], bytes_max: u32) -> Vec<Vec<Span>> {
+        let mut cuts = Cuts { spans, taken: 0, bytes_max };
+        let (mut all, mut runs) = (Vec::new(), Vec::new());
+        while let Some(bytes) = cuts.next(&mut runs) {
+            assert_eq!(bytes, runs.iter().map(|run| run.length).sum::<u32>());
+            all.push(runs.clone());
+        }
+        all
+    }
+
+    #[test]
+    fn operations_are_cut_into_commands() {
+        let longest = 127 * PAGE;
+        assert_eq!(cut(&[], longest), [[]; 0]);
+        assert_eq!(cut(&[span(3, 1)], longest), [[span(3, 1)]]);
+        // What is one piece of memory is one run, and a list where it is not.
+        assert_eq!(cut(&[span(3, 1), span(4, 2)], longest), [[span(3, 3)]]);
+        assert_eq!(cut(&[span(4, 2), span(3, 1)], longest), [[span(4, 2), span(3, 1)]]);
+        // As long as the device takes.
+        assert_eq!(
+            cut(&[span(0, 300)], longest),
+            [[span(0, 127)], [span(127, 127)], [span(254, 46)]]
+        );
+        let scattered: Vec<Span> = (0..300).map(|index| span(index * 2, 1)).collect();
+        let lengths: Vec<usize> = cut(&scattered, longest).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [127, 127, 46]);
+        // Long runs have commands of their own.
+        assert_eq!(
+            cut(&[span(9, 1), span(20, 16), span(60, 1), span(62, 1)], longest),
+            [vec![span(9, 1)], vec![span(20, 16)], vec![span(60, 1), span(62, 1)]]
+        );
+        assert_eq!(cut(&[span(0, 1), span(1, 1)], PAGE), [[span(0, 1)], [span(1, 1)]]);
+    }
+
+    /// Every page of every operation is in one command, in order, however it is cut.
+    #[test]
+    fn nothing_is_lost_by_cutting() {
+        let mut seed = 7_u64;
+        let mut next = move |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let pages = |spans: &[Span]| -> Vec<u64> {
+            let of = |it: &Span| (it.offset..it.offset + u64::from(it.length)).step_by(4096);
+            spans.iter().flat_map(of).collect()
+        };
+        for _ in 0..1000 {
+            let mut spans = Vec::new();
+            for _ in 0..=next(40) {
+                spans.push(span(next(8), 1 + next(20) as u32));
+            }
+            let bytes_max = (1 + next(40) as u32) * PAGE;
+            let commands = cut(&spans, bytes_max);
+            assert_eq!(pages(&commands.concat()), pages(&spans));
+            for command in commands {
+                assert!(command.iter().map(|run| run.length).sum::<u32>() <= bytes_max);
+            }
+        }
+    }
+
+    fn target(generic: &File, is_polled: bool) -> StoreTarget {
+        let commands = CommandTarget {
+            generic: generic.as_raw_fd(),
+            namespace: 1,
+            shift: 9,
+            bytes_max: 4 * PAGE,
+            depth: 3,
+            is_polled,
+        };
+        StoreTarget { descriptor: generic.as_raw_fd(), commands: Some(commands) }
+    }
+
+    fn ring(is_polled: bool) -> (Uring, Arena) {
+        let device = DeviceMode::Passthrough { is_polled };
+        let sizes = UringOptions { entries: 64, in_flight_max: 8, ..UringOptions::default() };
+        let mut uring = Uring::new(UringOptions { device, ..sizes }).expect("io_uring");
+        let arena = Arena::new(64 * PAGE as usize).expect("memory");
+        uring.register_arena(&arena).expect("memory may be locked");
+        (uring, arena)
+    }
+
+    /// The null device answers 0 to every command.
+    #[test]
+    fn operations_complete_once_with_all_their_bytes() {
+        let (mut uring, arena) = ring(false);
+        let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
+        uring.register_store(target(&device, false)).expect("it takes commands");
+        let before = uring.command_counters();
+        let even: Vec<Span> = (0..9).map(|index| arena.span(BufferId(index * 2), 1)).collect();
+        for user_data in 0..8 {
+            match user_data % 3 {
+                0 => uring.write_store(user_data, 4096 * user_data, &even).expect("room"),
+                1 => uring.read_store(user_data, 0, arena.span(BufferId(20), 17)).expect("room"),
+                _ => uring.flush_store(user_data).expect("room"),
+            }
+        }
+        assert_eq!(uring.flush_store(9), Err(UringError::Full));
+        assert!(!uring.commands.as_ref().expect("set").is_idle());
+        let mut found = Vec::new();
+        while found.len() < 8 {
+            uring.submit_and_wait(Wait::For(Duration::from_secs(5))).expect("it works");
+            uring.reap(&mut found);
+        }
+        found.sort_by_key(|completion| completion.user_data);
+        for (user_data, completion) in found.iter().enumerate() {
+            let bytes = [9 * 4096, 17 * 4096, 0][user_data % 3];
+            assert_eq!((completion.user_data, completion.result), (user_data as u64, bytes));
+        }
+        assert!(uring.commands.as_ref().expect("set").is_idle());
+        let after = uring.command_counters();
+        // 3 writes of 3 commands, 3 reads of 5, 2 flushes; of the reads all are from registered memory.
+        assert_eq!(after.commands - before.commands, 3 * 3 + 3 * 5 + 2);
+        assert_eq!(after.registered - before.registered, 3 * 5 + 3);
+        assert_eq!((uring.in_flight(), uring.free()), (0, 8));
+    }
+
+    #[test]
+    fn a_device_without_commands_is_found_at_once() {
+        let nobody = File::options().read(true).write(true).open("/dev/zero").expect("there");
+        let result = -libc::EOPNOTSUPP;
+        let (mut uring, _arena) = ring(false);
+        let refused = uring.register_store(target(&nobody, false));
+        assert_eq!(refused, Err(UringError::Commands { result }));
+        // The null device takes commands and cannot be polled.
+        let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
+        let (mut uring, _arena) = ring(true);
+        let refused = uring.register_store(target(&device, true));
+        assert_eq!(refused, Err(UringError::Commands { result }));
+    }
+
+    /// Nothing would end a sleep: a polled command completes only when somebody asks.
+    #[test]
+    fn nobody_sleeps_while_a_polled_command_is_under_way() {
+        let (mut uring, _arena) = ring(true);
+        let nobody = File::open("/dev/null").expect("it is there");
+        let target = target(&nobody, true).commands.expect("it has some");
+        uring.commands = Some(Box::new(Commands::new(target)));
+        assert!(!uring.must_poll());
+        // Under way as far as the ring knows; the kernel never hears of it.
+        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
+        uring.slots.take(operation, Some(5));
+        uring.slots.all[operation as usize].progress =
+            Progress { outstanding: 1, ..Progress::default() };
+        let memory = Memory::Run(0, None);
+        let flush = Prepared { operation, deed: Deed::Flush, offset: 0, bytes: 0, memory };
+        let commands = uring.commands.as_mut().expect("set");
+        commands.waiting.push_back(flush);
+        commands.next_entry().expect("it waits, and there is a place");
+        assert!(uring.must_poll());
+        for looks in 1..4 {
+            uring.submit_and_wait(Wait::Forever).expect("it works");
+            assert_eq!(uring.command_counters().polls, looks);
+        }
+        let Uring { commands, slots, .. } = &mut uring;
+        let commands = commands.as_mut().expect("set");
+        let ended = commands.complete(slots, COMMAND, 0).expect("it was the only command");
+        assert_eq!((ended.user_data, ended.result), (5, 0));
+        assert!(!uring.must_poll());
+        let begin = Instant::now();
+        uring.submit_and_wait(Wait::For(Duration::from_millis(20))).expect("it works");
+        assert!(begin.elapsed() >= Duration::from_millis(20));
+        assert_eq!(uring.command_counters().polls, 3);
+    }
+
+    #[test]
+    fn a_status_is_an_error_of_the_operation() {
+        let (mut uring, arena) = ring(false);
+        let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
+        uring.register_store(target(&device, false)).expect("it takes commands");
+        uring.read_store(5, 0, arena.span(BufferId(0), 12)).expect("room");
+        let Uring { commands, slots, .. } = &mut uring;
+        let commands = commands.as_mut().expect("set");
+        // As if the kernel had answered: two of the three commands fail.
+        let names: Vec<u64> = (0..3)
+            .map(|index| {
+                u64::from(commands.places[index].generation) << 32 | COMMAND | index as u64
+            })
+            .collect();
+        assert_eq!(commands.complete(slots, names[1], 0x4281), None);
+        assert_eq!(commands.complete(slots, names[0], -libc::EINTR), None);
+        let ended = commands.complete(slots, names[2], 0).expect("it was the last one");
+        assert_eq!((ended.user_data, ended.result), (5, -libc::EIO));
+        assert_eq!(commands.last_failure, -libc::EINTR);
+        // What the kernel really answers would come a second time.
+        std::mem::forget(uring);
+    }
+}
