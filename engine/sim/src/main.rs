@@ -29,8 +29,9 @@ const EXIT_MARKS: u8 = 4;
 /// prints the same trace hash.
 ///
 /// After the load all faults stop. Within 20 s of virtual time every command must be answered and the pair be in step
-/// again, and then clients' next commands too; a node then stops within the same time. The one terminal refusal: a
-/// primary that carried on alone ran out of space and gave its base up, so that its peer has to be copied anew.
+/// again, and then clients' next commands too; a node then stops within the same time. A primary alone has to do so in two
+/// cases: it ran out of space and gave its base up, so that its peer has to be copied anew; or the seed lost its peer for
+/// good.
 #[derive(Parser)]
 #[command(version, group(ArgGroup::new("which").args(["seed", "seeds", "minutes"])), after_help = "\
 Exit codes: 0 no rule was broken; 1 a rule was broken; 2 the command line is wrong; 3 --shrink was given a seed that \
