@@ -172,7 +172,11 @@ fn read_turns(folder: &Path) -> Result<Turns, Failure> {
         let turn = read_turn(&path, transport)?;
         turns.entry(key).or_default().push(turn);
     }
-    if turns.is_empty() { Err(Failure::NoCase(folder.display().to_string())) } else { Ok(turns) }
+    if turns.is_empty() {
+        let text = format!("{}: no folder LOAD.TRANSPORT.TURN of readings in it", folder.display());
+        return Err(Failure::Program("readings", text));
+    }
+    Ok(turns)
 }
 
 fn read_turn(folder: &Path, transport: &str) -> Result<Readings, Failure> {

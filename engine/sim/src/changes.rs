@@ -17,7 +17,7 @@ use crate::time::{duration_text, parse_duration};
 #[derive(Clone, PartialEq, Eq, Debug, Default, Args)]
 #[command(next_help_heading = "Changes to what the seeds draw")]
 pub struct Changes {
-    /// Leave these out: pair, power-cut, volumes, unmap, or a kind of fault.
+    /// Leave these out: pair, lost-secondary, power-cut, volumes, unmap, or a kind of fault.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub without: Vec<Kind>,
     /// At most so many faults.
@@ -45,9 +45,11 @@ pub struct Changes {
 pub enum Kind {
     /// The second store.
     Pair,
+    /// The loss of the secondary for good.
+    LostSecondary,
     /// Power cuts: a crash loses nothing that was written.
     PowerCut,
-    /// More volumes than one, deletions, checkpoints by name.
+    /// Volumes that come and go, checkpoints by name.
     Volumes,
     /// Unmaps.
     Unmap,
@@ -113,7 +115,11 @@ impl Changes {
         }
         for kind in &self.without {
             match kind {
-                Kind::Pair => (options.paired, options.coordinator.paired) = (false, false),
+                Kind::Pair => {
+                    (options.paired, options.coordinator.paired) = (false, false);
+                    options.loses_secondary = false;
+                }
+                Kind::LostSecondary => options.loses_secondary = false,
                 Kind::PowerCut => options.power_cuts = false,
                 Kind::Volumes => options.command_percent = 0,
                 Kind::Unmap => options.unmap_percent = 0,
@@ -127,7 +133,8 @@ impl Kind {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Kind> {
         let faults = Fault::ALL.iter().map(|(fault, _)| Kind::Fault(*fault));
-        [Kind::Pair, Kind::PowerCut, Kind::Volumes, Kind::Unmap].into_iter().chain(faults)
+        let others = [Kind::Pair, Kind::LostSecondary, Kind::PowerCut, Kind::Volumes, Kind::Unmap];
+        others.into_iter().chain(faults)
     }
 }
 
@@ -135,6 +142,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Kind::Pair => "pair",
+            Kind::LostSecondary => "lost-secondary",
             Kind::PowerCut => "power-cut",
             Kind::Volumes => "volumes",
             Kind::Unmap => "unmap",

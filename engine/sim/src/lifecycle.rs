@@ -349,7 +349,7 @@ impl World {
             }
         }
         disk.power_cut(&mut self.random);
-        self.note(|| format!("power failed on node {node} after {count} repairs"));
+        self.note(|| format!("node {node}: power failed after {count} repairs"));
         let again = recover(&mut DiskSource(&self.nodes[node].disk), None);
         again.unwrap_or_else(|error| {
             panic!("node {node} cannot be opened after repairs: {error} ({error:?})")

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser, value_parser};
 use twinpoint_sim::report::{
     failure_text, marks_text, outcome_json, played_text, progress_line, tally_json, tally_text,
 };
@@ -22,6 +23,10 @@ const EXIT_BROKEN: u8 = 1;
 const EXIT_NOTHING_TO_SHRINK: u8 = 3;
 /// A coverage mark was not reached.
 const EXIT_MARKS: u8 = 4;
+/// What was to be said could not be written.
+const EXIT_OUTPUT: u8 = 5;
+/// Most histories at the same time.
+const THREADS_MAX: i64 = 1024;
 
 /// Plays histories of a pair of stores in virtual time and checks the rules of commit.
 ///
@@ -35,23 +40,23 @@ const EXIT_MARKS: u8 = 4;
 #[derive(Parser)]
 #[command(version, group(ArgGroup::new("which").args(["seed", "seeds", "minutes"])), after_help = "\
 Exit codes: 0 no rule was broken; 1 a rule was broken; 2 the command line is wrong; 3 --shrink was given a seed that \
-breaks no rule; 4 with --marks, one was never reached.")]
+breaks no rule; 4 with --marks over several seeds, one was never reached; 5 the output could not be written.")]
 struct Arguments {
     /// Play this seed only.
     #[arg(long)]
     seed: Option<u64>,
     /// Play so many seeds [default: 100].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// Play seeds for so many minutes of real time.
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
+    #[arg(long, value_name = "M", value_parser = parse_minutes)]
+    minutes: Option<Duration>,
     /// The first of the seeds.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     first: u64,
     /// How many histories to play at the same time [default: one for each core].
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=THREADS_MAX))]
+    threads: Option<u16>,
     /// Go on after a broken rule.
     #[arg(long)]
     keep_going: bool,
@@ -65,10 +70,10 @@ struct Arguments {
     #[arg(long)]
     marks: bool,
     /// Tell the seed's whole story, event by event.
-    #[arg(long, requires = "seed", conflicts_with_all = ["json", "shrink"])]
+    #[arg(long, requires = "seed", conflicts_with_all = ["json", "shrink", "seeds", "minutes"])]
     replay: bool,
     /// Make a failing seed's history smaller, as long as the same rule breaks.
-    #[arg(long, requires = "seed", conflicts_with = "json")]
+    #[arg(long, requires = "seed", conflicts_with_all = ["json", "seeds", "minutes"])]
     shrink: bool,
     /// Tell from this virtual time on, such as 1.5s or 20ms.
     #[arg(long, value_name = "TIME", requires = "replay", value_parser = parse_duration)]
@@ -76,7 +81,7 @@ struct Arguments {
     /// Tell until this virtual time.
     #[arg(long, value_name = "TIME", requires = "replay", value_parser = parse_duration)]
     to: Option<Duration>,
-    /// Tell only of this node, and of what is between the nodes.
+    /// Tell only of this node, of clients, and of what is between the nodes.
     #[arg(long, value_name = "N", requires = "replay")]
     node: Option<usize>,
     /// Tell only of this shard, and of what belongs to none.
@@ -102,11 +107,28 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// More than nothing, and not for ever.
+fn parse_minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    match Duration::try_from_secs_f64(minutes * 60.0) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("it is no length of time".to_owned()),
+    }
+}
+
 /// Prints; a reader that has seen enough ends the program.
 fn say(text: &str) {
-    if writeln!(std::io::stdout(), "{}", text.trim_end()).is_err() {
-        std::process::exit(i32::from(EXIT_BROKEN));
+    if let Err(error) = writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            tell(&format!("twinpoint-sim: cannot write the output: {error}\n"));
+        }
+        std::process::exit(i32::from(EXIT_OUTPUT));
     }
+}
+
+/// Tells of the progress; a campaign does not end because nobody can hear of it.
+fn tell(text: &str) {
+    let _ = write!(std::io::stderr(), "{text}");
 }
 
 fn play_one(arguments: &Arguments, plan: &Plan) -> u8 {
@@ -145,7 +167,8 @@ fn play_one(arguments: &Arguments, plan: &Plan) -> u8 {
 
 fn shrink_one(arguments: &Arguments, plan: &Plan) -> u8 {
     let told = |failure: &Failure| {
-        eprintln!("still broken after {} events: {}", failure.counts.events, failure.changes);
+        let (events, changes) = (failure.counts.events, &failure.changes);
+        tell(&format!("still broken after {events} events: {changes}\n"));
     };
     match shrink(plan, told) {
         Ok(shrunk) => {
@@ -166,18 +189,20 @@ fn shrink_one(arguments: &Arguments, plan: &Plan) -> u8 {
 }
 
 fn play_many(arguments: &Arguments) -> u8 {
-    let first = arguments.first;
+    let (first, count) = (arguments.first, arguments.seeds.unwrap_or(100));
+    if first.checked_add(count - 1).is_none() {
+        let text = format!("there are no {count} seeds from --first {first} on");
+        Arguments::command().error(ErrorKind::ValueValidation, text).exit();
+    }
     let campaign = Campaign {
         seeds: match arguments.minutes {
-            Some(minutes) => {
-                let time = Duration::try_from_secs_f64(minutes * 60.0).unwrap_or_default();
-                Seeds::During { first, time }
-            }
-            None => Seeds::Range { first, count: arguments.seeds.unwrap_or(100) },
+            Some(time) => Seeds::During { first, time },
+            None => Seeds::Range { first, count },
         },
         changes: arguments.changes.clone(),
         threads: arguments
             .threads
+            .map(usize::from)
             .unwrap_or_else(|| available_parallelism().map_or(1, std::num::NonZero::get)),
         keeps_going: arguments.keep_going,
     };
@@ -188,16 +213,17 @@ fn play_many(arguments: &Arguments) -> u8 {
         if tally.broken > broken {
             broken = tally.broken;
             let seeds: Vec<String> = tally.failures.iter().map(|f| f.seed.to_string()).collect();
-            eprintln!("{}broken: {}", if is_terminal { "\r\x1b[K" } else { "" }, seeds.join(" "));
+            let begin = if is_terminal { "\r\x1b[K" } else { "" };
+            tell(&format!("{begin}broken: {}\n", seeds.join(" ")));
         }
         if told.elapsed() >= every {
             told = Instant::now();
             let (begin, end) = if is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
-            eprint!("{begin}{}{end}", progress_line(tally, campaign.count()));
+            tell(&format!("{begin}{}{end}", progress_line(tally, campaign.count())));
         }
     });
     if is_terminal {
-        eprint!("\r\x1b[K");
+        tell("\r\x1b[K");
     }
     if let Some(failure) = tally.failures.first_mut() {
         let plan = Plan { seed: failure.seed, changes: failure.changes.clone(), checker: None };

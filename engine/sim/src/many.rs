@@ -1,7 +1,7 @@
 //! Plays many histories at once, one after the other on each thread, and adds up what they showed.
 //!
-//! Invariants: which seeds break does not depend on the number of threads; what is added up belongs to histories that
-//! broke no rule.
+//! Invariants: the lowest seed that breaks a rule does not depend on the number of threads, nor do the others if the
+//! campaign goes on; what is added up belongs to histories that broke no rule.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -162,7 +162,7 @@ fn counted(counts: &Counts) -> Vec<(String, u64)> {
     let inner = text.split_once('{').map_or("", |(_, inner)| inner);
     let pairs = inner
         .split(',')
-        .filter_map(|pair| pair.trim().trim_end_matches([' ', '}']).split_once(": "));
+        .filter_map(|pair| pair.trim().trim_end_matches([' ', '}']).rsplit_once(": "));
     let pairs = pairs.filter_map(|(name, value)| {
         // Counts inside of counts are told by their own names.
         let name = name.rsplit('{').next().unwrap_or(name).trim_matches('"');
@@ -206,12 +206,22 @@ fn json_string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::Fault;
 
     #[test]
     fn counts_are_told_by_name() {
         let counts = Counts { events: 12, no_space: 3, ..Counts::default() };
         assert_eq!(counts_text(&counts), "12 events, 3 no space");
         assert!(counts_json(&counts).starts_with("{\"events\":12,\"commands\":0,"));
+    }
+
+    #[test]
+    fn every_fault_that_struck_is_counted() {
+        let mut counts = Counts::default();
+        counts.faults.add(Fault::KillPrimary);
+        counts.faults.add(Fault::RotCopy);
+        assert_eq!(counts_text(&counts), "1 kill-primary, 1 rot-copy");
+        assert!(counts_json(&counts).ends_with(",\"kill-primary\":1,\"rot-copy\":1}"));
     }
 
     #[test]

@@ -378,7 +378,7 @@ impl History<'_> {
 
     /// A clean stop leaves a clean store with nothing to repair.
     fn stop(&mut self) {
-        if self.world.is_pair_over() {
+        if self.world.is_pair_broken {
             return;
         }
         for node in self.world.stop_order() {

@@ -84,7 +84,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// `Node(1, 3, Event)` and `node 1 does so`.
+/// `Node(1, 3, Event)`, `node 1 does so` and `node 1: so it is`.
 fn take_node(text: &str) -> (Option<usize>, String) {
     if let Some(rest) = text.strip_prefix("Node(") {
         let parts: Vec<&str> = rest.splitn(3, ", ").collect();
@@ -94,7 +94,7 @@ fn take_node(text: &str) -> (Option<usize>, String) {
         }
     }
     let after = text.strip_prefix("node ").and_then(|rest| rest.split_once(' '));
-    match after.map(|(node, rest)| (node.parse().ok(), rest)) {
+    match after.map(|(node, rest)| (node.trim_end_matches(':').parse().ok(), rest)) {
         Some((node @ Some(_), rest)) => (node, rest.to_owned()),
         _ => (None, text.to_owned()),
     }

@@ -1,5 +1,5 @@
-//! The kinds of faults, and which of them a history has: each seed enables a random half, so that some histories are
-//! quiet enough for rare sequences of a few kinds (swarm style).
+//! The kinds of faults, and which of them a history has: each seed enables a fifth, a half or four fifths of them by
+//! chance, so that some histories are quiet enough for rare sequences of a few kinds (swarm style).
 
 use crate::random::Random;
 
