@@ -87,6 +87,17 @@ pub enum Damage {
     Invalid(usize, FormatError),
 }
 
+impl Damage {
+    /// In which order both copies are written anew: first the one that was not taken, so that at every moment one is good.
+    #[must_use]
+    pub fn order(self) -> [usize; 2] {
+        match self {
+            Damage::Stale(1) | Damage::Invalid(1, _) => [1, 0],
+            _ => [0, 1],
+        }
+    }
+}
+
 /// Of two decoded copies takes the valid one with the higher sequence number.
 ///
 /// # Errors

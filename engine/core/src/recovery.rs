@@ -221,10 +221,8 @@ pub fn survey(source: &mut dyn BlockSource) -> Result<Survey, RecoveryError> {
     Ok(Survey { superblock, superblock_damage, shards })
 }
 
-/// Reads a store and decides what it holds: the longest whole prefix of CPs, at most up to `ceiling`.
-///
-/// What is read must be durable, flushed after the last write, before any repair is written: a repair may call CPs
-/// committed that were found whole.
+/// Reads a store and decides what it holds: the longest whole prefix of CPs, at most up to `ceiling`. What is read must
+/// have been flushed: a repair may call CPs committed that were found whole.
 ///
 /// # Errors
 /// If a structure is damaged, or a CP known to be committed is not whole.
@@ -254,11 +252,7 @@ pub fn recover(
         superblock.branch = superblock.branch.filter(|branch| branch.tip <= last);
         superblock.sequence += 1;
         let why = "it says from now on which CP is the last committed one";
-        // The copy that was not chosen goes first: at every moment one is good.
-        let order = match survey.superblock_damage {
-            Damage::Stale(1) | Damage::Invalid(1, _) => [copies[1], copies[0]],
-            _ => copies,
-        };
+        let order = survey.superblock_damage.order().map(|copy| copies[copy]);
         repairs.extend(order.map(|block| Repair { block, bytes: superblock.encode(), why }));
     } else {
         repair_copies(&mut repairs, survey.superblock_damage, copies, || superblock.encode());

@@ -217,26 +217,6 @@ impl World {
         operation
     }
 
-    /// A node died, or another serves: its clients hear nothing any more.
-    pub fn drop_operations(&mut self, node: usize) {
-        let dropped: Vec<u64> = self
-            .operations
-            .iter()
-            .filter(|(_, operation)| operation.node == node)
-            .map(|(tag, _)| *tag)
-            .collect();
-        for tag in dropped {
-            let operation = self.operations.remove(&tag).expect("it was listed");
-            if let (Kind::Read { range, buffer, .. }, Some(process)) =
-                (&operation.kind, &mut self.nodes[node].process)
-            {
-                process.left_reads.insert(tag, (*buffer, blocks_of(*range)));
-            }
-            self.clients[operation.client].waits_for = None;
-            self.soon(1_000_000, Event::Client(operation.client));
-        }
-    }
-
     fn command_done(&mut self, client: usize) {
         self.counts.commands += 1;
         self.clients[client].waits_for = None;
@@ -453,7 +433,7 @@ impl World {
     }
 }
 
-fn blocks_of(range: Range) -> u32 {
+pub(crate) fn blocks_of(range: Range) -> u32 {
     let end = (range.first + range.count).div_ceil(SECTORS);
     (end - range.first / SECTORS) as u32
 }

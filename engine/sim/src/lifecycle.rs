@@ -16,6 +16,7 @@ use twinpoint_core::shard::{Shard, ShardImage};
 use twinpoint_core::units::CpNumber;
 
 use crate::buffers::Buffers;
+use crate::clients::{Kind, blocks_of};
 use crate::content::checksum;
 use crate::disk::{Disk, DiskSource};
 use crate::faults::Fault;
@@ -181,6 +182,26 @@ impl World {
         self.counts.lost_nodes += 1;
         self.lost_node = Some(1 - primary);
         self.kill(1 - primary, true);
+    }
+
+    /// A node died, or another serves: its clients hear nothing any more.
+    pub fn drop_operations(&mut self, node: usize) {
+        let dropped: Vec<u64> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.node == node)
+            .map(|(tag, _)| *tag)
+            .collect();
+        for tag in dropped {
+            let operation = self.operations.remove(&tag).expect("it was listed");
+            if let (Kind::Read { range, buffer, .. }, Some(process)) =
+                (&operation.kind, &mut self.nodes[node].process)
+            {
+                process.left_reads.insert(tag, (*buffer, blocks_of(*range)));
+            }
+            self.clients[operation.client].waits_for = None;
+            self.soon(1_000_000, Event::Client(operation.client));
+        }
     }
 
     /// The operator promotes a secondary whose primary is dead.
