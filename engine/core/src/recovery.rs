@@ -263,9 +263,7 @@ pub fn recover(
             catalog = newer.clone();
         }
     }
-    let mut cuts = Vec::new();
-    let mut shards = Vec::new();
-    let mut roots = Vec::new();
+    let (mut cuts, mut shards, mut roots) = (Vec::new(), Vec::new(), Vec::new());
     for shard in survey.shards {
         let copies = geometry.header_copies(shard.id);
         let header = shard.header.clone();
