@@ -142,11 +142,6 @@ impl TcpWire {
         Ok(())
     }
 
-    /// See [`crate::Wire::poll`].
-    pub fn poll(&mut self, deliver: &mut dyn FnMut(Event<'_>)) -> Progress {
-        self.poll_when(true, deliver)
-    }
-
     /// See [`crate::Wire::poll_when`].
     pub fn poll_when(
         &mut self,

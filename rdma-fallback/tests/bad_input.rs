@@ -307,7 +307,7 @@ fn into_wire(bytes: &[u8]) -> (u64, CloseReason) {
         let end = Instant::now() + LIMIT;
         while closed.is_none() {
             assert!(Instant::now() < end, "the wire hangs");
-            let _ = wire.poll(&mut |event| match event {
+            let _ = wire.poll_when(true, &mut |event| match event {
                 Event::Message { .. } => {
                     messages.fetch_add(1, Ordering::Relaxed);
                 }

@@ -190,7 +190,7 @@ fn shrink_one(arguments: &Arguments, plan: &Plan) -> u8 {
 
 fn play_many(arguments: &Arguments) -> u8 {
     let (first, count) = (arguments.first, arguments.seeds.unwrap_or(100));
-    if first.checked_add(count - 1).is_none() {
+    if arguments.minutes.is_none() && first.checked_add(count - 1).is_none() {
         let text = format!("there are no {count} seeds from --first {first} on");
         Arguments::command().error(ErrorKind::ValueValidation, text).exit();
     }

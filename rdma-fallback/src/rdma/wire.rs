@@ -181,11 +181,6 @@ impl RdmaWire {
         Ok(())
     }
 
-    /// See [`crate::Wire::poll`].
-    pub fn poll(&mut self, deliver: &mut dyn FnMut(Event<'_>)) -> Progress {
-        self.poll_when(true, deliver)
-    }
-
     /// See [`crate::Wire::poll_when`]. Completions are looked for in any case: it takes no system call.
     pub fn poll_when(
         &mut self,

@@ -32,9 +32,7 @@ impl Uring {
         descriptor: RawFd,
         mask: i16,
     ) -> Result<(), UringError> {
-        let index = self.slots.next(SLOTS_RESERVED)?;
-        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).multi(true).build();
-        self.begin(index, Some(user_data), entry)
+        self.poll(user_data, descriptor, mask, true)
     }
 
     /// Waits for one of the events `mask` of a descriptor; completes once, with the events.
@@ -47,9 +45,19 @@ impl Uring {
         descriptor: RawFd,
         mask: i16,
     ) -> Result<(), UringError> {
+        self.poll(user_data, descriptor, mask, false)
+    }
+
+    fn poll(
+        &mut self,
+        user_data: u64,
+        descriptor: RawFd,
+        mask: i16,
+        is_multishot: bool,
+    ) -> Result<(), UringError> {
         let index = self.slots.next(SLOTS_RESERVED)?;
-        let entry = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32).build();
-        self.begin(index, Some(user_data), entry)
+        let watch = opcode::PollAdd::new(Fd(descriptor), mask as u16 as u32);
+        self.begin(index, Some(user_data), watch.multi(is_multishot).build())
     }
 
     /// Waits until a (blocking) eventfd was rung and resets it; completes with 8.
