@@ -52,13 +52,13 @@ struct Arguments {
     #[arg(long, value_name = "M", value_parser = parse_minutes)]
     minutes: Option<Duration>,
     /// The first of the seeds.
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    #[arg(long, value_name = "SEED", default_value_t = 1, conflicts_with = "seed")]
     first: u64,
     /// How many histories to play at the same time [default: one for each core].
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=THREADS_MAX))]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=THREADS_MAX), conflicts_with = "seed")]
     threads: Option<u16>,
     /// Go on after a broken rule.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "seed")]
     keep_going: bool,
     /// Show so many lines of the story before a broken rule.
     #[arg(long, value_name = "LINES", default_value_t = 50)]
@@ -81,9 +81,9 @@ struct Arguments {
     /// Tell until this virtual time.
     #[arg(long, value_name = "TIME", requires = "replay", value_parser = parse_duration)]
     to: Option<Duration>,
-    /// Tell only of this node, of clients, and of what is between the nodes.
-    #[arg(long, value_name = "N", requires = "replay")]
-    node: Option<usize>,
+    /// Tell only of this node, 0 or 1, of clients, and of what is between the nodes.
+    #[arg(long, value_name = "N", requires = "replay", value_parser = value_parser!(u8).range(0..=1))]
+    node: Option<u8>,
     /// Tell only of this shard, and of what belongs to none.
     #[arg(long, value_name = "N", requires = "replay")]
     shard: Option<u16>,
@@ -135,6 +135,7 @@ fn play_one(arguments: &Arguments, plan: &Plan) -> u8 {
     let begun = Instant::now();
     let outcome: Result<Played, Box<Failure>> = if arguments.replay {
         let Arguments { from, to, node, shard, .. } = *arguments;
+        let node = node.map(usize::from);
         retell(plan, &Window { from, to, node, shard }, &mut say)
     } else {
         play(plan)

@@ -57,10 +57,11 @@ pub fn played_text(seed: u64, played: &Played) -> String {
 #[must_use]
 pub fn tally_text(tally: &Tally) -> String {
     let (settled_ns, slowest) = tally.settled_ns_max;
+    let count = tally.played + tally.broken;
     format!(
-        "{} seeds: {} broke no rule, {} failed\n  {}\n  {} virtual seconds in {:.1} s: {:.1} a second\n  \
+        "{count} seed{}: {} broke no rule, {} failed\n  {}\n  {} virtual seconds in {:.1} s: {:.1} a second\n  \
          settled at most {} s after the last fault (seed {slowest})\n  all traces {:016x}",
-        tally.played + tally.broken,
+        if count == 1 { "" } else { "s" },
         tally.played,
         tally.broken,
         counts_text(&tally.counts),

@@ -16,7 +16,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = UNITS.iter().find(|(name, _)| *name == &text[digits.len()..]);
     let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
-    let nanoseconds = unit.and_then(|(_, unit)| {
+    // Parsing a number would take a sign too.
+    let is_plain = [whole, part].iter().all(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let nanoseconds = unit.filter(|_| is_plain).and_then(|(_, unit)| {
         let whole = whole.parse::<u64>().ok()?.checked_mul(*unit)?;
         let digits = u32::try_from(part.len()).ok().filter(|digits| *digits <= 9)?;
         let part = if part.is_empty() { 0 } else { part.parse::<u64>().ok()? };
@@ -61,8 +63,8 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "s", "5", "1.s5", "-1s", "1h", "99999999999999999s", "1.0000000001s", "é"]
-        {
+        let texts = ["", "s", "5", "1.s5", "-1s", "+1s", "1.+5s", "1h", "99999999999999999s", "é"];
+        for text in texts.into_iter().chain(["1.0000000001s"]) {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

@@ -302,7 +302,10 @@ impl World {
             trace.pop_front();
         }
         let mut line = line();
-        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+        if line.len() > LINE_BYTES_MAX {
+            line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+            line.push_str(" ...");
+        }
         trace.push_back(format!("{:>12} {line}", self.now));
     }
 
