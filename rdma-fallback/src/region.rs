@@ -1,7 +1,7 @@
 //! Region: the memory that the device, the wire and the frontends share, so that a block is never copied between them.
 //!
 //! It is the ground under steps 2, 4 and 6 of the flow: staged blocks wait here, leave from here, arrive here. This is
-//! the only file of the crate with `unsafe`; it also holds the vectored socket calls, whose pointers lead here.
+//! the only file with `unsafe` outside of `rdma/`; it also holds the vectored socket calls, whose pointers lead here.
 //!
 //! Invariants:
 //! - The mapping is page-aligned, zero-filled at first, never moves, and lives as long as the `Region`.

@@ -264,7 +264,9 @@ impl Uring {
     }
 
     fn enter(&mut self, wait: Wait) -> Result<(), UringError> {
-        let may_wait = self.overflow.is_empty() && !self.poll_device(wait != Wait::No)?;
+        // Also while completions wait to be reaped: whoever makes room needs the polled ring's.
+        let must_poll = self.poll_device(wait != Wait::No)?;
+        let may_wait = self.overflow.is_empty() && !must_poll;
         let wait = if may_wait { wait } else { Wait::No };
         if wait == Wait::No && !self.ring.wants_call() {
             return Ok(());

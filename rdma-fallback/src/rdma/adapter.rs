@@ -1,7 +1,6 @@
 //! Adapter: one open device with the node's region registered in it, shared by all connections over that device.
 //!
-//! It is made in set-up, when the first connection needs the device, and goes with the last one: a device that is
-//! removed can only go when nobody holds it. `Adapters` finds the one that is there.
+//! It is opened in set-up, when the first connection needs the device (see `adapters.rs`), and goes with the last one.
 //!
 //! Invariants:
 //! - The region is registered once in an adapter, for sends only: no peer can name it. What is lent to a peer is
@@ -16,32 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::card::{Access, AsyncEvent, DeviceLimits};
 use super::cause::Cause;
-use super::verbs::{Access, AsyncEvent, Context, DeviceLimits, Domain, Memory};
+use super::verbs::{Context, Domain, Memory};
 use super::watch::wait_for_two;
 use crate::Region;
 
 /// How long the listening thread sleeps at most: it is woken by events and by the end.
 const LISTEN_LIMIT: Duration = Duration::from_secs(3600);
-
-/// The adapters in use.
-#[derive(Default)]
-pub(super) struct Adapters(Mutex<Vec<Weak<Adapter>>>);
-
-impl Adapters {
-    /// The adapter of a device, made if there is none.
-    pub(super) fn open(&self, name: &str, region: &Arc<Region>) -> io::Result<Arc<Adapter>> {
-        let mut adapters = lock(&self.0);
-        adapters.retain(|adapter| adapter.strong_count() > 0);
-        let fits = |adapter: &Arc<Adapter>| adapter.name == name && !adapter.alarms.is_dead();
-        if let Some(found) = adapters.iter().filter_map(Weak::upgrade).find(fits) {
-            return Ok(found);
-        }
-        let made = Arc::new(Adapter::open(name, region)?);
-        adapters.push(Arc::downgrade(&made));
-        Ok(made)
-    }
-}
 
 /// An open device.
 pub(super) struct Adapter {
@@ -57,7 +38,7 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    fn open(name: &str, region: &Arc<Region>) -> io::Result<Adapter> {
+    pub(super) fn open(name: &str, region: &Arc<Region>) -> io::Result<Adapter> {
         let context = Arc::new(Context::open(name)?);
         let limits = context.limits()?;
         let domain = Arc::new(Domain::new(Arc::clone(&context))?);
@@ -71,6 +52,11 @@ impl Adapter {
         };
         let (name, listener) = (name.to_owned(), Some(listener));
         Ok(Adapter { name, limits, domain, memory, alarms, stop, listener })
+    }
+
+    /// Whether the device failed: nobody new should use it.
+    pub(super) fn is_dead(&self) -> bool {
+        self.alarms.is_dead()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -89,12 +75,12 @@ impl Adapter {
         &self.memory
     }
 
-    /// An alarm for the queue pair of this number, and the end of its bell that is readable once it rang.
-    pub(super) fn alarm(&self, number: u32) -> io::Result<(Arc<Alarm>, UnixStream)> {
+    /// An alarm for the queue pair of this number, which uses this port, and the end of its bell that is readable once it rang.
+    pub(super) fn alarm(&self, number: u32, port: u8) -> io::Result<(Arc<Alarm>, UnixStream)> {
         let (bell, heard) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
         heard.set_nonblocking(true)?;
-        let alarm = Arc::new(Alarm { number, bell, cause: Mutex::new(None) });
+        let alarm = Arc::new(Alarm { number, port, bell, cause: Mutex::new(None) });
         let mut list = lock(&self.alarms.list);
         list.retain(|alarm| alarm.strong_count() > 0);
         list.push(Arc::downgrade(&alarm));
@@ -126,17 +112,20 @@ fn listen(context: &Context, alarms: &Alarms, stopped: &UnixStream) {
             Ok([_, true]) => return,
             Ok([false, false]) => {}
             Ok([true, false]) => match context.next_async_event() {
-                Ok(AsyncEvent::DeviceFatal) => alarms.ring_all(Cause::DeviceRemoved),
-                Ok(AsyncEvent::PortDown) => alarms.ring_all(Cause::PortDown),
-                Ok(AsyncEvent::QueuePair(number, event)) => {
-                    alarms.ring_one(number, Cause::Connection { event });
+                Ok(AsyncEvent::DeviceFatal) => alarms.ring_dead(),
+                Ok(AsyncEvent::PortDown(port)) => {
+                    alarms.ring(Cause::PortDown, |alarm| alarm.port == port);
                 }
+                Ok(AsyncEvent::QueuePair(number, event)) => {
+                    alarms.ring(Cause::Connection { event }, |alarm| alarm.number == number);
+                }
+                Ok(AsyncEvent::Completions) => alarms.ring(Cause::COMPLETIONS_LOST, |_| true),
                 Ok(AsyncEvent::Other) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The device is gone, and its descriptor with it.
-                Err(_) => return alarms.ring_all(Cause::DeviceRemoved),
+                Err(_) => return alarms.ring_dead(),
             },
-            Err(_) => return alarms.ring_all(Cause::DeviceRemoved),
+            Err(_) => return alarms.ring_dead(),
         }
     }
 }
@@ -154,19 +143,16 @@ impl Alarms {
         self.dead.load(Ordering::SeqCst)
     }
 
-    fn ring_all(&self, cause: Cause) {
-        if cause == Cause::DeviceRemoved {
-            self.dead.store(true, Ordering::SeqCst);
-        }
-        for alarm in lock(&self.list).iter().filter_map(Weak::upgrade) {
-            alarm.ring(cause);
-        }
+    /// The device is gone, for all.
+    fn ring_dead(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.ring(Cause::DeviceRemoved, |_| true);
     }
 
-    fn ring_one(&self, number: u32, cause: Cause) {
+    fn ring(&self, cause: Cause, concerns: impl Fn(&Alarm) -> bool) {
         let list = lock(&self.list);
         let alarms = list.iter().filter_map(Weak::upgrade);
-        alarms.filter(|alarm| alarm.number == number).for_each(|alarm| alarm.ring(cause));
+        alarms.filter(|alarm| concerns(alarm)).for_each(|alarm| alarm.ring(cause));
     }
 }
 
@@ -174,6 +160,8 @@ impl Alarms {
 pub(super) struct Alarm {
     /// Of the queue pair.
     number: u32,
+    /// The device's port that it uses.
+    port: u8,
     bell: UnixStream,
     cause: Mutex<Option<Cause>>,
 }
@@ -192,7 +180,7 @@ impl Alarm {
 }
 
 /// What is locked is whole at every step, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -201,10 +189,10 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    fn alarm(alarms: &Alarms, number: u32) -> (Arc<Alarm>, UnixStream) {
+    fn alarm(alarms: &Alarms, number: u32, port: u8) -> (Arc<Alarm>, UnixStream) {
         let (bell, heard) = UnixStream::pair().unwrap();
         heard.set_nonblocking(true).unwrap();
-        let alarm = Arc::new(Alarm { number, bell, cause: Mutex::new(None) });
+        let alarm = Arc::new(Alarm { number, port, bell, cause: Mutex::new(None) });
         lock(&alarms.list).push(Arc::downgrade(&alarm));
         (alarm, heard)
     }
@@ -212,20 +200,15 @@ mod tests {
     #[test]
     fn a_report_reaches_whom_it_concerns_and_the_first_cause_stays() {
         let alarms = Alarms::default();
-        let ((one, mut heard_one), (two, mut heard_two)) = (alarm(&alarms, 1), alarm(&alarms, 2));
-        alarms.ring_one(2, Cause::Connection { event: 3 });
+        let (one, mut heard_one) = alarm(&alarms, 1, 1);
+        let (two, mut heard_two) = alarm(&alarms, 2, 2);
+        alarms.ring(Cause::Connection { event: 3 }, |alarm| alarm.number == 2);
         assert!(heard_one.read(&mut [0]).is_err());
         assert_eq!(heard_two.read(&mut [0]).unwrap(), 1);
-        alarms.ring_all(Cause::DeviceRemoved);
+        alarms.ring_dead();
         assert_eq!(heard_one.read(&mut [0]).unwrap(), 1);
         assert_eq!(one.cause(), Some(Cause::DeviceRemoved));
         assert_eq!(two.cause(), Some(Cause::Connection { event: 3 }));
         assert!(alarms.is_dead());
-    }
-
-    #[test]
-    fn a_device_that_is_not_there_is_an_error() {
-        let region = Arc::new(Region::new(4096).unwrap());
-        assert!(Adapters::default().open("no-such-device", &region).is_err());
     }
 }

@@ -32,6 +32,8 @@ pub enum Cause {
 impl Cause {
     /// The peer does not hold the memory that a write went to: its key or range is wrong there.
     pub const REMOTE_ACCESS: Cause = Cause::Request { status: 10 };
+    /// A completion queue of the device failed.
+    pub const COMPLETIONS_LOST: Cause = Cause::Connection { event: 0 };
     /// The peer does not answer.
     pub const SILENT_PEER: Cause = Cause::Request { status: 12 };
     /// Something else has failed before: every request that was left says so.

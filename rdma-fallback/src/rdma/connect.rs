@@ -20,14 +20,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::adapter::{Adapter, Adapters};
+use super::adapter::Adapter;
+use super::adapters::{Adapters, OpenFault};
+use super::card::Step;
 use super::manager::{EventChannel, Id, ManagerEvent, PRIVATE_BYTES};
 use super::options::{ProbeError, RdmaOptions, probe};
 use super::queues::Queues;
 use super::setup_frame::Endpoint;
-use super::verbs::Step;
 use super::watch::wait_for_two;
 use crate::{Region, Span};
 
@@ -36,7 +38,7 @@ use crate::{Region, Span};
 pub enum RdmaFault {
     /// The options say TCP.
     NotWanted,
-    /// Another lane of the same set-up went over TCP: why.
+    /// It is known not to work just now, of another lane of the same set-up or of sessions before: why.
     NotTried(String),
     /// This host has none.
     Probe(ProbeError),
@@ -60,6 +62,11 @@ pub enum RdmaFault {
         bytes: usize,
         /// What the system says.
         error: io::Error,
+    },
+    /// Memory is still being registered.
+    MemorySlow {
+        /// How much.
+        bytes: usize,
     },
     /// The device cannot hold as many requests or completions.
     TooMany {
@@ -86,6 +93,10 @@ pub enum RdmaFault {
     },
     /// It took too long.
     Timeout,
+    /// The device went meanwhile.
+    DeviceRemoved,
+    /// The peer ended the call.
+    Ended,
     /// Who answered is not the peer.
     Stranger,
     /// The peer cannot, or does not want to.
@@ -117,6 +128,11 @@ impl fmt::Display for RdmaFault {
                     _ => Ok(()),
                 }
             }
+            RdmaFault::MemorySlow { bytes } => write!(
+                f,
+                "{bytes} bytes of memory are still being registered for RDMA: a session that begins within a minute \
+                 finds them ready"
+            ),
             RdmaFault::TooMany { what, needed, most } => {
                 write!(f, "the RDMA device holds {most} {what}, {needed} are needed")
             }
@@ -125,6 +141,8 @@ impl fmt::Display for RdmaFault {
                 write!(f, "RDMA connection refused (event {event}, status {status})")
             }
             RdmaFault::Timeout => write!(f, "the RDMA connection took too long"),
+            RdmaFault::DeviceRemoved => write!(f, "the RDMA device was removed"),
+            RdmaFault::Ended => write!(f, "the peer ended the RDMA call"),
             RdmaFault::Stranger => write!(f, "a stranger answered the RDMA call"),
             RdmaFault::Peer(reason) => write!(f, "the peer: {reason}"),
         }
@@ -144,7 +162,8 @@ pub(super) struct Ground<'a> {
     pub(super) adapters: &'a Adapters,
     pub(super) region: &'a Arc<Region>,
     pub(super) lend: Span,
-    pub(super) deadline: Instant,
+    /// When a try has to have ended, so that there is time left to say what became of it.
+    pub(super) latest: Instant,
 }
 
 /// What only the two ends of a channel can make.
@@ -155,36 +174,56 @@ pub(super) struct Proofs {
     pub(super) theirs: [u8; PRIVATE_BYTES],
 }
 
-/// Two connected queue pairs' near end.
+/// Two connected queue pairs' near end. What ends with the connection, in this order.
 pub(super) struct Connected {
     pub(super) queues: Queues,
     pub(super) id: Id,
 }
 
-impl Ground<'_> {
-    /// The address of this host that the options name, if they do.
-    fn own_address(&self) -> Result<Option<IpAddr>, RdmaFault> {
-        let devices = probe().map_err(RdmaFault::Probe)?.devices;
-        let Some(name) = &self.options.device else { return Ok(None) };
-        let device = devices.into_iter().find(|device| device.name == *name);
-        let device = device.ok_or_else(|| RdmaFault::DeviceUnknown(name.clone()))?;
-        let Some(index) = self.options.gid_index else { return Ok(None) };
-        let address = device.addresses.iter().find(|address| address.0 == index);
-        let fault = || RdmaFault::GidUnusable { device: name.clone(), index };
-        Ok(Some(address.ok_or_else(fault)?.1))
+impl Connected {
+    /// Ends the connection: after this the card touches nothing of ours.
+    pub(super) fn part(self) {
+        let Connected { queues, id } = self;
+        let adapter = queues.end();
+        // The kernel tells the peer, and waits for its own messages to be sent, which takes seconds when the port is
+        // down. Nobody here waits.
+        let part = move || {
+            id.disconnect();
+            drop((id, adapter));
+        };
+        // Without a thread, what was moved into it is dropped here, which tells the peer too.
+        let _ = thread::Builder::new().name("rdma-part".to_owned()).spawn(part);
     }
+}
 
-    /// Opens the device that an id has found.
-    fn open(&self, id: &Id) -> Result<Arc<Adapter>, RdmaFault> {
-        let Some((found, _port)) = id.device() else {
+/// The address of this host that the options name, if they do.
+pub(super) fn own_address(options: &RdmaOptions) -> Result<Option<IpAddr>, RdmaFault> {
+    let devices = probe().map_err(RdmaFault::Probe)?.devices;
+    let Some(name) = &options.device else { return Ok(None) };
+    let device = devices.into_iter().find(|device| device.name == *name);
+    let device = device.ok_or_else(|| RdmaFault::DeviceUnknown(name.clone()))?;
+    let Some(index) = options.gid_index else { return Ok(None) };
+    let address = device.addresses.iter().find(|address| address.0 == index);
+    let fault = || RdmaFault::GidUnusable { device: name.clone(), index };
+    Ok(Some(address.ok_or_else(fault)?.1))
+}
+
+impl Ground<'_> {
+    /// Opens the device that an id has found, and tells its port.
+    fn open(&self, id: &Id) -> Result<(Arc<Adapter>, u8), RdmaFault> {
+        let Some((found, port)) = id.device() else {
             return Err(RdmaFault::DeviceElsewhere { found: None });
         };
         if self.options.device.as_ref().is_some_and(|wanted| *wanted != found) {
             return Err(RdmaFault::DeviceElsewhere { found: Some(found) });
         }
         let bytes = self.region.len();
-        let adapter = self.adapters.open(&found, self.region);
-        adapter.map_err(|error| RdmaFault::Memory { bytes, error })
+        let adapter = self.adapters.open(&found, self.region, self.latest);
+        let adapter = adapter.map_err(|fault| match fault {
+            OpenFault::System(error) => RdmaFault::Memory { bytes, error },
+            OpenFault::Patience => RdmaFault::MemorySlow { bytes },
+        })?;
+        Ok((adapter, port))
     }
 
     fn queues(&self, id: &Id) -> Result<Queues, RdmaFault> {
@@ -211,11 +250,9 @@ impl Ground<'_> {
         Ok(())
     }
 
-    fn left(&self) -> Result<Duration, RdmaFault> {
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(RdmaFault::Timeout),
-            left => Ok(left),
-        }
+    /// The moment at which the network has had its time, beginning now. What is done on this host is not counted.
+    fn patience(&self) -> Instant {
+        self.latest.min(Instant::now() + self.options.connect_limit)
     }
 
     /// Waits for the manager's next event, or for `also` to be readable: then there is none.
@@ -223,26 +260,32 @@ impl Ground<'_> {
         &self,
         channel: &Arc<EventChannel>,
         also: Option<RawFd>,
+        until: Instant,
     ) -> Result<Option<ManagerEvent>, RdmaFault> {
         loop {
             match channel.next() {
                 Ok(ManagerEvent::Failed(event, status)) => {
                     return Err(RdmaFault::Failed { event, status });
                 }
-                Ok(ManagerEvent::DeviceRemoved) => {
-                    return Err(RdmaFault::DeviceElsewhere { found: None });
-                }
+                Ok(ManagerEvent::DeviceRemoved) => return Err(RdmaFault::DeviceRemoved),
                 Ok(event) => return Ok(Some(event)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(refused("ask the connection manager")(error)),
             }
             let descriptors = [channel.descriptor(), also.unwrap_or(channel.descriptor())];
-            let ready = wait_for_two(descriptors, self.left()?);
+            let ready = wait_for_two(descriptors, left(until)?);
             let [_, other] = ready.map_err(refused("wait"))?;
             if also.is_some() && other {
                 return Ok(None);
             }
         }
+    }
+}
+
+fn left(until: Instant) -> Result<Duration, RdmaFault> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(RdmaFault::Timeout),
+        left => Ok(left),
     }
 }
 
@@ -255,14 +298,19 @@ pub(super) struct Listening {
 
 impl Listening {
     /// Listens at an address of this host that the caller has reached by TCP, or at the one that the options name.
-    pub(super) fn start(ground: &Ground<'_>, reached_at: IpAddr) -> Result<Listening, RdmaFault> {
-        let ip = ground.own_address()?.unwrap_or(reached_at);
+    pub(super) fn start(
+        ground: &Ground<'_>,
+        reached_at: SocketAddr,
+    ) -> Result<Listening, RdmaFault> {
+        let named = own_address(ground.options)?;
+        let mut at = named.map_or(reached_at, |ip| SocketAddr::new(ip, 0));
+        at.set_port(0);
         let channel = EventChannel::open().map_err(refused("open the connection manager"))?;
         let listener = Id::new(&channel).map_err(refused("make a listener"))?;
-        listener.bind(SocketAddr::new(ip, 0)).map_err(refused("listen at the address"))?;
+        listener.bind(at).map_err(refused("listen at the address"))?;
         let queues = ground.queues(&listener)?;
         listener.listen().map_err(refused("listen"))?;
-        let at = SocketAddr::new(ip, listener.local_port());
+        at.set_port(listener.local_port());
         Ok(Listening { listener, queues, at })
     }
 
@@ -289,8 +337,9 @@ impl Listening {
         let mut caller: Option<Id> = None;
         // Dropped before the caller's end, whatever happens.
         let mut queues = queues;
+        let until = ground.patience();
         loop {
-            match ground.next(&channel, also)? {
+            match ground.next(&channel, also, until)? {
                 None => {
                     look()?;
                     also = None;
@@ -301,15 +350,15 @@ impl Listening {
                         id.reject();
                         continue;
                     }
-                    ground.bring_up(&mut queues, &id)?;
+                    let id = caller.insert(id);
+                    ground.bring_up(&mut queues, id)?;
                     id.accept(&proofs.mine, queues.number()).map_err(refused("accept"))?;
-                    caller = Some(id);
                 }
                 Some(ManagerEvent::Established) => {
                     let Some(id) = caller else { return Err(RdmaFault::Stranger) };
                     return Ok(Connected { queues, id });
                 }
-                Some(ManagerEvent::Disconnected) => return Err(RdmaFault::Timeout),
+                Some(ManagerEvent::Disconnected) => return Err(RdmaFault::Ended),
                 Some(_) => {}
             }
         }
@@ -325,14 +374,16 @@ pub(super) struct Calling {
 impl Calling {
     /// Finds the way to `target`.
     pub(super) fn start(ground: &Ground<'_>, target: SocketAddr) -> Result<Calling, RdmaFault> {
-        let source = ground.own_address()?;
+        let source = own_address(ground.options)?;
         let channel = EventChannel::open().map_err(refused("open the connection manager"))?;
         let id = Id::new(&channel).map_err(refused("make a caller"))?;
-        let left = ground.left()?;
-        id.resolve_address(source, target, left).map_err(refused("find the peer's address"))?;
-        while !matches!(ground.next(&channel, None)?, Some(ManagerEvent::AddressResolved)) {}
-        id.resolve_route(ground.left()?).map_err(refused("find a way to the peer"))?;
-        while !matches!(ground.next(&channel, None)?, Some(ManagerEvent::RouteResolved)) {}
+        let until = ground.patience();
+        let next = || ground.next(&channel, None, until);
+        let step = refused("find the peer's address");
+        id.resolve_address(source, target, left(until)?).map_err(step)?;
+        while !matches!(next()?, Some(ManagerEvent::AddressResolved)) {}
+        id.resolve_route(left(until)?).map_err(refused("find a way to the peer"))?;
+        while !matches!(next()?, Some(ManagerEvent::RouteResolved)) {}
         let queues = ground.queues(&id)?;
         Ok(Calling { id, queues })
     }
@@ -350,11 +401,12 @@ impl Calling {
         let Calling { id, mut queues } = self;
         let channel = Arc::clone(id.channel());
         id.connect(&proofs.mine, queues.number()).map_err(refused("call"))?;
+        let until = ground.patience();
         loop {
-            match ground.next(&channel, None)? {
+            match ground.next(&channel, None, until)? {
                 Some(ManagerEvent::Response(proof)) if proof == proofs.theirs => break,
                 Some(ManagerEvent::Response(_)) => return Err(RdmaFault::Stranger),
-                Some(ManagerEvent::Disconnected) => return Err(RdmaFault::Timeout),
+                Some(ManagerEvent::Disconnected) => return Err(RdmaFault::Ended),
                 _ => {}
             }
         }

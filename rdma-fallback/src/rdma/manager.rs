@@ -25,11 +25,15 @@ use rdma_sys::{
     rdma_port_space, rdma_reject, rdma_resolve_addr, rdma_resolve_route,
 };
 
-use super::verbs::{Change, Step, name_of_context};
+use super::card::Step;
+use super::verbs::{Change, name_of_context};
 use super::watch::{replace_by_nothing, set_nonblocking};
 
 /// Bytes that each side gives the other with the request to connect, and with the answer.
 pub(super) const PRIVATE_BYTES: usize = 32;
+
+/// Calls that may wait to be looked at. One is expected; strangers shall not keep it out.
+const CALLS_WAITING_MAX: c_int = 64;
 
 /// Where the manager tells what happens.
 pub(super) struct EventChannel(NonNull<rdma_event_channel>);
@@ -186,7 +190,7 @@ impl Id {
 
     pub(super) fn listen(&self) -> io::Result<()> {
         // SAFETY: the id is alive.
-        succeeded(unsafe { rdma_listen(self.id.as_ptr(), 4) })
+        succeeded(unsafe { rdma_listen(self.id.as_ptr(), CALLS_WAITING_MAX) })
     }
 
     pub(super) fn local_port(&self) -> u16 {

@@ -3,9 +3,9 @@
 //! Step 4 of the flow. `docs/decisions/0011-rdma-sys-dlopen.md` says how a program without rdma-core still starts.
 //!
 //! ```text
-//!   settle     which transport, said over the authenticated channel      setup_frame
+//!   settle     which transport, said over the authenticated channel      setup_frame; trials: does it carry data
 //!   connect    two queue pairs become one connection                     manager: librdmacm
-//!   adapter    one open device, the region registered in it, alarms
+//!   adapter    one open device, the region registered in it, alarms       adapters: which are open
 //!   queues     slots, window, requests                                   verbs: libibverbs
 //!   wire       the contract: posts, credit, completions                  credit, frame, cut, watch
 //! ```
@@ -14,6 +14,8 @@
 //! (every call to the connection manager) and `watch.rs` (epoll).
 
 mod adapter;
+mod adapters;
+mod card;
 mod cause;
 mod connect;
 mod credit;
@@ -25,6 +27,7 @@ mod options;
 mod queues;
 mod settle;
 mod setup_frame;
+mod trials;
 mod verbs;
 mod watch;
 mod wire;

@@ -52,8 +52,8 @@ pub struct RdmaOptions {
     pub acknowledgement_time: Duration,
     /// How often it sends again before the connection is lost: 0 to 7.
     pub retries: u8,
-    /// The time that calling the peer over RDMA may take before TCP is used; less if the set-up has less. The kernel
-    /// calls again after about 4 seconds when a call was lost.
+    /// The time that finding the peer, and then calling it, may take over RDMA before TCP is used; less if the set-up
+    /// has less. The kernel calls again after about 4 seconds when a call was lost.
     pub connect_limit: Duration,
 }
 

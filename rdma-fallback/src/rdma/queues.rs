@@ -18,14 +18,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Alarm};
+use super::card::{Access, COMPLETIONS_AT_ONCE, Completion, DeviceLimits, QueueSizes};
 use super::connect::{RdmaFault, refused};
 use super::frame::HEAD_BYTES;
 use super::options::RdmaOptions;
 use super::setup_frame::Endpoint;
-use super::verbs::{
-    Access, COMPLETIONS_AT_ONCE, Change, Completion, DeviceLimits, Memory, QueuePair, QueueSizes,
-    Sends,
-};
+use super::verbs::{Change, Memory, QueuePair, Sends};
 use crate::{MESSAGE_BYTES_MAX, PLACEMENT_SPANS_MAX, POSTS_MAX, Region, Span};
 
 /// Bytes of a slot: a head and the longest message, whole cache lines.
@@ -65,7 +63,7 @@ pub(super) struct Queues {
 
 impl Queues {
     pub(super) fn new(
-        adapter: Arc<Adapter>,
+        (adapter, port): (Arc<Adapter>, u8),
         options: &RdmaOptions,
         region: &Arc<Region>,
         lend: Span,
@@ -90,7 +88,8 @@ impl Queues {
         let pair = QueuePair::new(domain, sizes, memory.clone())
             .or_else(|_| QueuePair::new(domain, QueueSizes { inline_bytes: 0, ..sizes }, memory));
         let pair = pair.map_err(refused("make a queue pair"))?;
-        let (alarm, bell) = adapter.alarm(pair.number()).map_err(refused("watch the device"))?;
+        let (alarm, bell) =
+            adapter.alarm(pair.number(), port).map_err(refused("watch the device"))?;
         let sends = Sends::new();
         let queues =
             Queues { pair, sends, sizes, slots, slot_memory, window, lend, alarm, bell, adapter };
@@ -157,8 +156,7 @@ impl Queues {
             let offset = u64::from(*slot) * SLOT_BYTES as u64;
             (RECEIVE | u64::from(*slot), Span::new(offset, SLOT_BYTES as u32))
         };
-        let slots = slots.iter().map(whole).collect::<Vec<_>>();
-        self.pair.post_receives(&self.slot_memory, &slots)
+        self.pair.post_receives(&self.slot_memory, slots.iter().map(whole))
     }
 
     /// Copies the start of a received frame out of its slot.

@@ -16,13 +16,15 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::adapter::Adapters;
-use super::connect::{Calling, Connected, Ground, Listening, Proofs, RdmaFault};
+use super::adapters::Adapters;
+use super::connect::{Calling, Connected, Ground, Listening, Proofs, RdmaFault, own_address};
 use super::options::{Choice, OptionFault, RdmaOptions, probe};
 use super::setup_frame::{Endpoint, NONCE_BYTES, SETUP_FRAME_BYTES_MAX, SetupFrame};
+use super::trials::Trials;
 use super::wire::RdmaWire;
 use crate::handshake::Role;
 use crate::{Channel, ChannelError, Region, Span, Wire};
@@ -40,6 +42,7 @@ pub struct Transports {
     options: RdmaOptions,
     region: Arc<Region>,
     adapters: Adapters,
+    trials: Arc<Trials>,
 }
 
 /// A wire, and why it is not an RDMA one.
@@ -108,7 +111,19 @@ impl Transports {
         region: Arc<Region>,
     ) -> Result<Transports, OptionFault> {
         options.check()?;
-        Ok(Transports { choice, options, region, adapters: Adapters::default() })
+        let (adapters, trials) = (Adapters::default(), Arc::default());
+        Ok(Transports { choice, options, region, adapters, trials })
+    }
+
+    /// What of this host keeps RDMA from being used as the options say, at this moment: one line. None where TCP is
+    /// wanted, and where the options name no device and could do without one.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<String> {
+        let is_asked_for = self.options.device.is_some() || self.choice == Choice::Rdma;
+        if self.choice == Choice::Tcp || !is_asked_for {
+            return None;
+        }
+        own_address(&self.options).err().map(|fault| fault.to_string())
     }
 
     /// Makes a wire of a channel and lends `lend` of the region to the peer. Both sides do this at the same point of
@@ -129,15 +144,13 @@ impl Transports {
     ) -> Result<Settled, SettleError> {
         assert!(self.region.contains(lend), "{lend:?} is not inside {:?}", self.region);
         let (now, limit) = (Instant::now(), limit.min(LIMIT_MAX));
-        // Whatever becomes of RDMA, there is time left to say so.
-        let deadline = now + self.options.connect_limit.min(limit / 3 * 2);
         let mut talk = Talk { channel, until: now + limit };
         let ground = Ground {
             options: &self.options,
             adapters: &self.adapters,
             region: &self.region,
             lend,
-            deadline,
+            latest: now + limit / 3 * 2,
         };
         let outcome = match talk.channel.role() {
             Role::Dialer => self.call(&mut talk, &ground, went_over_tcp)?,
@@ -146,7 +159,7 @@ impl Transports {
         match outcome {
             Ok((connected, peer)) => {
                 let region = Arc::clone(&self.region);
-                let wire = RdmaWire::new(connected, region, lend, peer);
+                let wire = RdmaWire::new(connected, region, lend, peer, Arc::clone(&self.trials));
                 let wire = Wire::Rdma(Box::new(wire.map_err(SettleError::System)?));
                 Ok(Settled { wire, without_rdma: None })
             }
@@ -174,6 +187,7 @@ impl Transports {
             SetupFrame::Invite { at, nonce, endpoint } => (at, nonce, endpoint),
             other => return self.conclude_without(talk, other),
         };
+        let at = scoped(at, talk.channel.peer_address().map_err(SettleError::System)?);
         let calling = match Calling::start(ground, at) {
             Ok(calling) => calling,
             Err(fault) => return self.conclude(talk, Err(fault), None),
@@ -193,7 +207,7 @@ impl Transports {
             SetupFrame::Propose => {}
             other => return self.conclude_without(talk, other),
         }
-        let reached_at = talk.channel.local_address().map_err(SettleError::System)?.ip();
+        let reached_at = canonical(talk.channel.local_address().map_err(SettleError::System)?);
         let listening = self.is_possible().and_then(|()| Listening::start(ground, reached_at));
         let listening = match listening {
             Ok(listening) => listening,
@@ -232,6 +246,11 @@ impl Transports {
         if self.choice == Choice::Tcp {
             return Err(RdmaFault::NotWanted);
         }
+        // Who needs RDMA tries it for ever.
+        let obstacle = self.trials.obstacle(Instant::now());
+        if let Some(obstacle) = obstacle.filter(|_| self.choice == Choice::Auto) {
+            return Err(RdmaFault::NotTried(obstacle));
+        }
         probe().map(|_| ()).map_err(RdmaFault::Probe)
     }
 
@@ -260,23 +279,30 @@ impl Transports {
             Ok(_) => Ok(()),
             Err(reason) => Err(reason.clone()),
         };
-        talk.say(&SetupFrame::Verdict { outcome, tcp_will_do })?;
-        let theirs = match heard {
-            Some(heard) => heard,
-            None => verdict_of(talk.hear()?)?,
+        let said = talk.say(&SetupFrame::Verdict { outcome, tcp_will_do });
+        let theirs = said.and_then(|()| match heard {
+            Some(heard) => Ok(heard),
+            None => talk.hear().and_then(verdict_of),
+        });
+        let is_agreed = theirs.as_ref().is_ok_and(|theirs| theirs.outcome.is_ok());
+        let mine = match mine {
+            Ok(joined) if is_agreed => return Ok(Ok(joined)),
+            Ok((connected, _)) => {
+                connected.part();
+                None
+            }
+            Err(reason) => Some(reason),
         };
-        let joined = match (mine, theirs.outcome) {
-            (Ok(joined), Ok(())) => return Ok(Ok(joined)),
-            (Ok(_), Err(reason)) => RdmaFault::Peer(reason).to_string(),
-            (Err(reason), _) => reason,
-        };
+        let theirs = theirs?;
+        let told = || RdmaFault::Peer(theirs.outcome.err().unwrap_or_default()).to_string();
+        let reason = mine.unwrap_or_else(told);
         if !tcp_will_do {
-            return Err(SettleError::RdmaNeeded(joined));
+            return Err(SettleError::RdmaNeeded(reason));
         }
         if !theirs.tcp_will_do {
-            return Err(SettleError::PeerNeedsRdma(joined));
+            return Err(SettleError::PeerNeedsRdma(reason));
         }
-        Ok(Err(joined))
+        Ok(Err(reason))
     }
 }
 
@@ -309,6 +335,25 @@ impl Talk {
 
     fn limit(&mut self) {
         self.channel.set_time_limit(self.until.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// A socket that listens for both kinds of addresses tells an IPv4 one as one of IPv6, which no device has.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// A link-local address says nothing without its interface: the one through which the peer was reached.
+fn scoped(at: SocketAddr, peer: SocketAddr) -> SocketAddr {
+    match (at, peer) {
+        (SocketAddr::V6(mut at), SocketAddr::V6(peer)) if at.ip().is_unicast_link_local() => {
+            at.set_scope_id(peer.scope_id());
+            at.into()
+        }
+        _ => at,
     }
 }
 

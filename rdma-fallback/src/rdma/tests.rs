@@ -156,6 +156,21 @@ fn a_write_past_the_lent_span_is_refused_by_the_card() {
 }
 
 #[test]
+fn a_queue_pair_in_error_ends_the_connection_on_both_sides() {
+    for has_posts in [true, false] {
+        let Some((mut a, mut b)) = rdma_pair() else { return };
+        a.fail_pair();
+        if has_posts {
+            a.post(1, b"never", None).unwrap();
+        }
+        b.post(2, b"never", None).unwrap();
+        let [ours, theirs] = until_closed(&mut a, &mut b);
+        assert!(matches!(ours, CloseReason::Rdma(_)), "{ours:?}");
+        assert!(matches!(theirs, CloseReason::Peer | CloseReason::Rdma(_)), "{theirs:?}");
+    }
+}
+
+#[test]
 fn connections_come_and_go() {
     let Some(ip) = device_address() else { return };
     let (ours, theirs) = (transports(Choice::Auto), transports(Choice::Auto));

@@ -33,20 +33,25 @@ use rdma_sys::{
     ibv_get_device_name, ibv_gid, ibv_modify_qp, ibv_mr, ibv_open_device, ibv_pd, ibv_poll_cq,
     ibv_port_attr, ibv_port_state, ibv_post_recv, ibv_post_send, ibv_qp, ibv_qp_attr,
     ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_query_device, ibv_query_gid,
-    ibv_recv_wr, ibv_reg_mr, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc,
-    ibv_wc_opcode, ibv_wc_status, ibv_wr_opcode,
+    ibv_recv_wr, ibv_reg_mr, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge,
+    ibv_transport_type, ibv_wc, ibv_wc_opcode, ibv_wc_status, ibv_wr_opcode,
 };
 
+use super::card::{
+    Access, AsyncEvent, COMPLETIONS_AT_ONCE, Completion, DeviceLimits, Done, PortState, QueueSizes,
+    Step,
+};
 use super::watch::set_nonblocking;
 use crate::{Region, Span};
 
-/// Completions taken with one call.
-pub(super) const COMPLETIONS_AT_ONCE: usize = 16;
-
-/// Names of the devices.
+/// Names of the devices that know write with immediate: those of InfiniBand's transport, RoCE among them, not iWARP.
 pub(super) fn device_names() -> io::Result<Vec<String>> {
     let list = DeviceList::new()?;
-    Ok(list.devices().map(|device| name_of(device).to_owned()).collect())
+    // SAFETY: the devices are of the list, which is alive; the field is written when it is made only.
+    let transport = |device: *mut ibv_device| unsafe { (*device).transport_type };
+    let fits =
+        |device: &*mut ibv_device| transport(*device) == ibv_transport_type::IBV_TRANSPORT_IB;
+    Ok(list.devices().filter(fits).map(|device| name_of(device).to_owned()).collect())
 }
 
 /// The library's list of devices, freed when dropped.
@@ -98,32 +103,6 @@ pub(super) struct Context(NonNull<ibv_context>);
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
-
-/// What a device can do at most.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DeviceLimits {
-    pub(super) requests_max: u32,
-    pub(super) pieces_max: u32,
-    pub(super) completions_max: u32,
-}
-
-/// The state of a port.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PortState {
-    pub(super) is_active: bool,
-    pub(super) mtu_bytes: u32,
-    pub(super) gids: u32,
-}
-
-/// What a device reports by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum AsyncEvent {
-    DeviceFatal,
-    PortDown,
-    /// A queue pair failed: its number, and the event's.
-    QueuePair(u32, u32),
-    Other,
-}
 
 impl Context {
     /// Opens the device of this name.
@@ -181,6 +160,8 @@ impl Context {
         // SAFETY: the kind is an int in C; read as a number, because a later library may know more kinds.
         let kind = unsafe { (&raw const event.event_type).cast::<u32>().read() };
         let told = match kind {
+            // IBV_EVENT_CQ_ERR
+            0 => AsyncEvent::Completions,
             // IBV_EVENT_QP_FATAL, QP_REQ_ERR, QP_ACCESS_ERR. A queue pair is not freed before its events are
             // acknowledged, so it is alive here.
             // SAFETY: for these kinds the element is the queue pair, alive as said.
@@ -188,7 +169,8 @@ impl Context {
             // IBV_EVENT_DEVICE_FATAL
             8 => AsyncEvent::DeviceFatal,
             // IBV_EVENT_PORT_ERR
-            10 => AsyncEvent::PortDown,
+            // SAFETY: for this kind the element is the port's number; any four bytes are one.
+            10 => AsyncEvent::PortDown(unsafe { event.element.port_num } as u8),
             _ => AsyncEvent::Other,
         };
         // SAFETY: the event was just taken, and is acknowledged once.
@@ -233,15 +215,6 @@ impl Drop for Domain {
         // SAFETY: all memory and queue pairs of the domain hold it, so none is left.
         let _ = unsafe { ibv_dealloc_pd(self.domain.as_ptr()) };
     }
-}
-
-/// Who may use registered memory, beside this side's own sends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Access {
-    /// Receives of this side.
-    Local,
-    /// Writes of the peer, too.
-    PeerWrites,
 }
 
 /// A registered part of a region.
@@ -400,53 +373,25 @@ impl Drop for Completions {
     }
 }
 
-/// One request that is done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Completion {
-    /// As given to the request.
-    pub(super) id: u64,
-    /// What it was, or the number of what went wrong.
-    pub(super) outcome: Result<Done, u32>,
-}
-
-/// What was done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Done {
-    /// A send or a write: the peer's card has it.
-    Sent,
-    /// A message of so many bytes is in the receive's slot.
-    Received { bytes: u32 },
-    /// The peer's write has arrived; it used the receive up, not its slot.
-    Placed { immediate: u32 },
-}
-
-/// Sizes of a queue pair.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct QueueSizes {
-    pub(super) sends: u32,
-    pub(super) receives: u32,
-    pub(super) pieces: u32,
-    pub(super) inline_bytes: u32,
-}
-
-impl QueueSizes {
-    /// One completion of every request.
-    pub(super) fn completions(self) -> u32 {
-        self.sends + self.receives
-    }
-}
-
 /// A reliable connection's queues, with their completions and all memory that their requests may lead to.
 pub(super) struct QueuePair {
     /// Destroyed first, by `drop`.
     pair: NonNull<ibv_qp>,
     completions: Completions,
     inline_bytes: u32,
+    receives: Receives,
     /// All that requests may lead to; dropped after the pair.
     memory: Vec<Arc<Memory>>,
 }
 
-// SAFETY: as for `Completions`.
+/// Lists of receives that are posted together, kept for the next ones.
+#[derive(Default)]
+struct Receives {
+    requests: Vec<ibv_recv_wr>,
+    pieces: Vec<ibv_sge>,
+}
+
+// SAFETY: as for `Completions`; between two calls the lists hold no pointers that are used.
 unsafe impl Send for QueuePair {}
 
 impl QueuePair {
@@ -474,7 +419,8 @@ impl QueuePair {
         // kept; `wanted` is alive during the call.
         let pair = made(unsafe { ibv_create_qp(domain.domain.as_ptr(), &mut wanted) })?;
         let inline_bytes = sizes.inline_bytes.min(wanted.cap.max_inline_data);
-        Ok(QueuePair { pair, completions, inline_bytes, memory })
+        let receives = Receives::default();
+        Ok(QueuePair { pair, completions, inline_bytes, receives, memory })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -527,25 +473,31 @@ impl QueuePair {
     pub(super) fn post_receives(
         &mut self,
         memory: &Memory,
-        slots: &[(u64, Span)],
+        slots: impl Iterator<Item = (u64, Span)>,
     ) -> io::Result<()> {
-        let mut pieces = slots.iter().map(|slot| memory.piece(slot.1)).collect::<Vec<_>>();
-        let request = |(index, slot): (usize, &(u64, Span))| ibv_recv_wr {
-            wr_id: slot.0,
-            next: ptr::null_mut(),
-            sg_list: &raw mut pieces[index],
-            num_sge: 1,
-        };
-        let mut requests = slots.iter().enumerate().map(request).collect::<Vec<_>>();
-        for index in (1..requests.len()).rev() {
-            requests[index - 1].next = &raw mut requests[index];
+        let Receives { requests, pieces } = &mut self.receives;
+        requests.clear();
+        pieces.clear();
+        for (wr_id, span) in slots {
+            pieces.push(memory.piece(span));
+            let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
+            requests.push(ibv_recv_wr { wr_id, next, sg_list, num_sge: 1 });
         }
-        let Some(first) = requests.first_mut() else { return Ok(()) };
+        // Only now: a list that grows moves.
+        let mut next = ptr::null_mut();
+        for (request, piece) in requests.iter_mut().zip(pieces).rev() {
+            request.next = next;
+            request.sg_list = piece;
+            next = request;
+        }
+        if next.is_null() {
+            return Ok(());
+        }
         assert!(self.keeps(memory.local_key()), "a receive leads to memory of others");
         let mut refused = ptr::null_mut();
         // SAFETY: the chain and its pieces are alive during the call, which copies them. They lead into registered
         // memory, as `Memory::piece` checked, which the pair keeps, as was just asserted.
-        succeeded(unsafe { ibv_post_recv(self.pair.as_ptr(), first, &mut refused) })
+        succeeded(unsafe { ibv_post_recv(self.pair.as_ptr(), next, &mut refused) })
     }
 
     fn keeps(&self, key: u32) -> bool {
@@ -691,17 +643,6 @@ pub(super) struct Change {
     mask: c_int,
 }
 
-/// The states that a queue pair passes on its way up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
-    /// Receives may be posted.
-    Init,
-    /// The peer may send.
-    Receive,
-    /// This side may send.
-    Send,
-}
-
 impl Change {
     /// To be filled in by `fill`, as `rdma_init_qp_attr` does: attributes in, attributes and mask out.
     pub(super) fn to(
@@ -723,6 +664,15 @@ impl Change {
             mask |= ibv_qp_attr_mask::IBV_QP_ACCESS_FLAGS.0 as c_int;
         }
         Ok(Change { attributes, mask })
+    }
+
+    /// Fault: as if the card had found one.
+    #[cfg(test)]
+    pub(super) fn to_error() -> Change {
+        // SAFETY: plain numbers, for which zeros are valid.
+        let mut attributes: ibv_qp_attr = unsafe { mem::zeroed() };
+        attributes.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        Change { attributes, mask: ibv_qp_attr_mask::IBV_QP_STATE.0 as c_int }
     }
 
     /// Lowers the path's MTU, if it is set in this step.

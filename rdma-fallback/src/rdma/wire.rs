@@ -23,18 +23,19 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::card::{COMPLETIONS_AT_ONCE, Completion, Done};
 use super::cause::Cause;
 use super::connect::Connected;
 use super::credit::Credit;
 use super::cut;
 use super::frame::{Arrivals, HEAD_BYTES, Head, Kind};
-use super::manager::Id;
 use super::queues::{Origin, Queues, origin};
 use super::setup_frame::Endpoint;
-use super::verbs::{COMPLETIONS_AT_ONCE, Completion, Done};
+use super::trials::Trials;
+#[cfg(test)]
+use super::verbs::Change;
 use super::watch::Watch;
 use crate::frame::FrameFault;
 use crate::{
@@ -57,7 +58,8 @@ const BELL: u32 = 2;
 /// One connection over RDMA. See the contract in the crate's documentation.
 pub struct RdmaWire {
     /// None once the connection is over.
-    link: Option<Link>,
+    link: Option<Connected>,
+    trials: Arc<Trials>,
     watch: Watch,
     region: Arc<Region>,
     lend: Span,
@@ -79,17 +81,13 @@ pub struct RdmaWire {
     free_receives: Vec<u32>,
     inbox: Box<[u8]>,
     is_armed: bool,
+    /// Completions were found since the queue was armed, so one should be announced.
+    found_since_armed: bool,
     /// The connection has ended; what arrived before is still delivered.
     ending: Option<CloseReason>,
     closed: Option<CloseReason>,
     closed_was_told: bool,
     counters: Counters,
-}
-
-/// What ends with the connection, in this order.
-struct Link {
-    queues: Queues,
-    id: Id,
 }
 
 #[derive(Debug, Default)]
@@ -109,15 +107,17 @@ impl RdmaWire {
         region: Arc<Region>,
         lend: Span,
         peer: Endpoint,
+        trials: Arc<Trials>,
     ) -> io::Result<RdmaWire> {
-        let Connected { queues, id } = connected;
+        let Connected { queues, id } = &connected;
         let watch = Watch::new(TICK)?;
         watch.add(queues.descriptor(), COMPLETIONS)?;
         watch.add(id.channel().descriptor(), MANAGER)?;
         watch.add(queues.bell().as_raw_fd(), BELL)?;
         Ok(RdmaWire {
             credit: Credit::new(queues.sizes().receives, peer.receives),
-            link: Some(Link { queues, id }),
+            link: Some(connected),
+            trials,
             watch,
             region,
             lend,
@@ -133,6 +133,7 @@ impl RdmaWire {
             free_receives: Vec::new(),
             inbox: vec![0; HEAD_BYTES + MESSAGE_BYTES_MAX].into_boxed_slice(),
             is_armed: false,
+            found_since_armed: false,
             ending: None,
             closed: None,
             closed_was_told: false,
@@ -197,6 +198,7 @@ impl RdmaWire {
         let Some(reason) = self.closed else { return progress };
         if !self.closed_was_told {
             self.closed_was_told = true;
+            self.tell_trials(reason);
             self.end_link();
             self.outbox.clear();
             deliver(Event::Closed { reason });
@@ -231,18 +233,24 @@ impl RdmaWire {
         }
     }
 
+    /// Whether this connection ever carried data.
+    fn tell_trials(&self, reason: CloseReason) {
+        let mut with_card = self.outbox.iter().take(self.sent);
+        if self.counters.placed_bytes_sent > 0 {
+            self.trials.worked();
+        } else if let CloseReason::Rdma(cause) = reason
+            && !matches!(cause, Cause::DeviceRemoved | Cause::PortDown)
+            && with_card.any(|post| post.placed.length > 0)
+        {
+            self.trials.failed(cause, Instant::now());
+        }
+    }
+
     /// Destroys the connection: after this the card touches nothing of ours.
     fn end_link(&mut self) {
-        let Some(Link { queues, id }) = self.link.take() else { return };
-        let adapter = queues.end();
-        // The kernel tells the peer, and waits for its own messages to be sent, which takes seconds when the port is
-        // down. A wire does not wait.
-        let part = move || {
-            id.disconnect();
-            drop((id, adapter));
-        };
-        // Without a thread, what was moved into it is dropped here, which tells the peer too.
-        let _ = thread::Builder::new().name("rdma-part".to_owned()).spawn(part);
+        if let Some(link) = self.link.take() {
+            link.part();
+        }
     }
 
     /// One round: send, take completions, send what they made possible; if there were none, see whether to wait.
@@ -268,7 +276,7 @@ impl RdmaWire {
             return if more { Ok(Progress::More) } else { Err(reason) };
         }
         if !self.is_armed {
-            self.is_armed = true;
+            (self.is_armed, self.found_since_armed) = (true, false);
             self.counters.armings += 1;
             self.queues()?.arm().map_err(system)?;
             // What came before the arming is not told by the channel.
@@ -301,6 +309,7 @@ impl RdmaWire {
             self.counters.completion_polls += 1;
             self.counters.completion_polls_empty += u64::from(count == 0);
             worked |= count > 0;
+            self.found_since_armed |= count > 0;
             if count < most.min(COMPLETIONS_AT_ONCE) {
                 break;
             }
@@ -383,6 +392,11 @@ impl RdmaWire {
     /// Fault: this side uses another key than the peer gave it.
     pub(super) fn spoil_key(&mut self) {
         self.peer.key ^= 0x55aa;
+    }
+
+    /// Fault: the queue pair goes into its error state.
+    pub(super) fn fail_pair(&mut self) {
+        self.queues().unwrap().change(Change::to_error()).unwrap();
     }
 
     /// Fault: this side writes to what the peer does not lend.

@@ -38,7 +38,7 @@ BOOT_MODULES = ["virtio_blk", "crc32c_generic", "ext4", "overlay"]
 # `rdma link add` fails with "No such file or directory".
 GUEST_MODULES = [
     "virtio_net", "9pnet_virtio", "9p", "virtio_rng", "crc32_generic", "crc32c_intel", "crc32_pclmul",
-    "rdma_rxe", "ib_uverbs", "rdma_ucm", "nvme", "nbd", "ublk_drv", "xfs", "loop", "brd", "null_blk", "dummy",
+    "rdma_rxe", "ib_uverbs", "rdma_ucm", "nvme", "nbd", "ublk_drv", "xfs", "loop", "brd", "null_blk", "dummy", "macvlan",
     "sch_netem", "sch_tbf", "dm_mod", "dm_log_writes", "dm_flakey", "dm_delay", "dm_snapshot", "drbd", "lru_cache", "tls",
 ]
 # Not read by anything in a guest.

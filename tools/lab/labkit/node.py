@@ -16,13 +16,14 @@ READY_SECONDS = 60
 
 
 class Node:
-    """One node. `flags` are added to those of every `serve`."""
+    """One node. `flags` are added to those of every `serve`; `before` are the words that run it."""
 
     def __init__(self, guest, peer_address, flags="", device=DEVICE):
         self.guest = guest
         self.peer_address = peer_address
         self.flags = flags
         self.device = device
+        self.before = ""
         self.serving = None
 
     def give_key(self):
@@ -39,7 +40,7 @@ class Node:
     def serve(self, role, more=""):
         """Starts the node and waits until it is ready."""
         self.serving = self.guest.start(
-            f"RUST_BACKTRACE=1 twinpoint serve --store {self.device} --role {role} --listen {self.guest.address}:{PORT} "
+            f"RUST_BACKTRACE=1 {self.before} twinpoint serve --store {self.device} --role {role} --listen {self.guest.address}:{PORT} "
             f"--peer {self.peer_address}:{PORT} --key-file {KEY} --nbd unix:{NBD_SOCKET} --control {CONTROL} "
             f"--memory 64MiB --lent-memory 16MiB --peer-timeout 10s {self.flags} {more}",
             seconds=3600,
@@ -74,6 +75,13 @@ class Node:
 
     def wait_connected(self):
         return self.wait_status(lambda status: status["peer"]["state"] == "connected", "the peer is connected")
+
+    def wait_transport(self, wanted):
+        """Waits until the peer is connected, over this transport."""
+        return self.wait_status(
+            lambda status: status["peer"]["state"] == "connected" and status["peer"]["transport"] == wanted,
+            f"the peer is connected over {wanted}", seconds=90,
+        )
 
     def create_volume(self, size="200MiB"):
         self.guest.run(f"twinpoint volume create {VOLUME} {size} --control {CONTROL}")

@@ -2,15 +2,37 @@
 
 import re
 
-from labkit.guest import Failed
+from labkit.guest import NETWORK_MTU, Failed
 
-LINK_UP = "modprobe -a rdma_rxe ib_uverbs rdma_ucm; rdma link add rxe0 type rxe netdev eth0"
+# A network for RDMA alone, beside the one that TCP uses, over the same emulated wire.
+OWN_NETWORK = "rd0"
+OWN_ADDRESSES = {"a": "10.0.1.1", "b": "10.0.1.2"}
 
 
-def link_up(guest):
-    """Adds rxe0 and waits until its port is active. Its GID 1 is the guest's IPv4 address."""
-    active = "rdma link show | grep -q 'rxe0/1 state ACTIVE'"
-    guest.run(f"{LINK_UP}; for try in $(seq 50); do {active} && exit; sleep 0.1; done; exit 1")
+def link_up(guest, interface="eth0"):
+    """Adds rxe0 over a network interface and waits until its port is active."""
+    guest.run(f"modprobe -a rdma_rxe ib_uverbs rdma_ucm; rdma link add rxe0 type rxe netdev {interface}")
+    wait_active(guest)
+
+
+def wait_active(guest):
+    guest.run("for try in $(seq 50); do rdma link show | grep -q 'rxe0/1 state ACTIVE' && exit; sleep 0.1; done; exit 1")
+
+
+def own_network(guest):
+    """Makes the network for RDMA alone, with rxe0 on it. Answers the index of its IPv4 address among rxe0's own."""
+    guest.run(f"""
+      modprobe macvlan
+      ip link add {OWN_NETWORK} link eth0 type macvlan mode bridge
+      ip link set {OWN_NETWORK} mtu {NETWORK_MTU} up
+      ip address add {OWN_ADDRESSES[guest.name]}/24 dev {OWN_NETWORK}
+    """)
+    link_up(guest, OWN_NETWORK)
+    gids = guest.run("cd /sys/class/infiniband/rxe0/ports/1/gids; for index in $(seq 0 9); do cat $index; done").splitlines()
+    wanted = "0000:0000:0000:0000:0000:ffff:" + "{:02x}{:02x}:{:02x}{:02x}".format(*map(int, OWN_ADDRESSES[guest.name].split(".")))
+    if wanted not in gids:
+        raise Failed(f"rxe0 of guest {guest.name} has no GID {wanted}: {gids}")
+    return gids.index(wanted)
 
 
 def link_down(guest):

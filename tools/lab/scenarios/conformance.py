@@ -28,6 +28,7 @@ def play(lab):
     over_rdma = [line for line in tests if "rdma" in line.lower()]
     lab.check(over_rdma, "the suite has no test over RDMA")
     lab.note(f"suite: {passed.removeprefix('test result: ').split(';')[0]}, {len(over_rdma)} over RDMA")
+    inside(lab, b)
 
     for listener, dialler, transport in ((a, b, "rdma"), (b, a, "rdma"), (a, b, "tcp")):
         jobs = rdma.wire_traffic(listener, dialler, TRAFFIC_SECONDS, transport)
@@ -37,3 +38,12 @@ def play(lab):
         counts = [rdma.messages_checked(job) for job in jobs]
         lab.check(min(counts) > 0, "nothing was checked")
         lab.note(f"{dialler.name} to {listener.name} over {transport}: {counts[0]} and {counts[1]} messages checked")
+
+
+def inside(lab, guest):
+    """The crate's own tests on a device: wrong keys, writes past what is lent, a queue pair in its error state."""
+    told = guest.run("rdma_units --test-threads=1 --nocapture rdma:: 2>&1", seconds=240)
+    passed = next((line for line in told.splitlines() if line.startswith("test result: ok")), None)
+    lab.check(passed is not None and " 0 passed" not in passed, f"the crate's tests did not say that they passed: {told[-300:]}")
+    lab.check("RDMA: no device" not in told, "the crate's tests found no verbs device, and rxe0 is up")
+    lab.note(f"the crate's own, wrong keys and broken queue pairs among them: {passed.removeprefix('test result: ').split(';')[0]}")

@@ -47,7 +47,7 @@ def wire_alone(lab, guests):
 def under_nodes(lab, guests, disks):
     a, b = guests
     nodes = make_pair(lab, guests)
-    transport(nodes[0], "rdma")
+    nodes[0].wait_transport("rdma")
     nodes[0].attach()
     load.verified(a, "/dev/nbd0", MEBIBYTES // 2, fsync=32)
 
@@ -57,13 +57,13 @@ def under_nodes(lab, guests, disks):
         lab.sleep(2)
         lab.check(writing.running, "the load was over before the link was removed")
         rdma.link_down(guest)
-        transport(nodes[0], "tcp")
+        nodes[0].wait_transport("tcp")
         writing.wait()
         lab.say(f"link of guest {guest.name} removed: went on over TCP, contents verified")
         rdma.link_up(guest)
         # A session keeps its transport: it returns to RDMA when it begins anew.
         nodes[1].restart("secondary")
-        transport(nodes[0], "rdma")
+        nodes[0].wait_transport("rdma")
         load.verified(a, "/dev/nbd0", MEBIBYTES // 2, fsync=32)
         lab.note(f"guest {guest.name}: fell back to TCP, returned to RDMA; contents verified on both")
     nodes[0].detach()
@@ -72,10 +72,3 @@ def under_nodes(lab, guests, disks):
     for guest in guests:
         guest.stop()
     lab.compare(*disks)
-
-
-def transport(node, wanted):
-    node.wait_status(
-        lambda status: status["peer"]["state"] == "connected" and status["peer"]["transport"] == wanted,
-        f"the peer is connected over {wanted}", seconds=90,
-    )

@@ -96,10 +96,7 @@ def serve(nodes, transport):
     for node, role in ((nodes[1], "secondary"), (nodes[0], "primary")):
         node.flags = f"--transport {transport}"
         node.serve(role)
-    nodes[0].wait_status(
-        lambda status: status["peer"]["state"] == "connected" and status["peer"]["transport"] == transport,
-        f"the peer is connected over {transport}",
-    )
+    nodes[0].wait_transport(transport)
     nodes[0].attach()
 
 

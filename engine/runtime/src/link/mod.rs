@@ -148,6 +148,9 @@ impl Link {
     /// What the system says of the address to listen at, or of a thread; RDMA options that are not possible.
     pub fn start(node: Arc<dyn LinkNode>, options: LinkOptions) -> io::Result<Link> {
         let shared = Arc::new(Shared::new(node, &options)?);
+        if let Some(obstacle) = shared.transports.obstacle() {
+            shared.log(format!("RDMA cannot be used now: {obstacle}"));
+        }
         let mut link = Link { shared, listener: None, listen_address: None, threads: Vec::new() };
         if let Some(address) = options.listen {
             let listener = Arc::new(Listener::bind(&address)?);

@@ -39,6 +39,10 @@ pub(super) struct Commands {
     places: Box<[Place]>,
     free: Vec<u32>,
     waiting: VecDeque<Prepared>,
+    /// Where operations are cut; empty between them.
+    runs: Vec<Span>,
+    /// Empty lists of commands that completed, for the next ones.
+    spare_lists: Vec<Vec<libc::iovec>>,
     complaints_left: u32,
     /// What the last failed one was answered.
     last_failure: i32,
@@ -117,28 +121,28 @@ impl Uring {
         let is_whole = spans.iter().all(|span| whole(span.length.into()) && span.length > 0);
         assert!(whole(offset) && is_whole, "a {deed} of parts of blocks at {offset}");
         let operation = self.slots.next(SLOTS_RESERVED)?;
-        let bytes_max = self.commands.as_ref().expect("it takes commands").target.bytes_max;
-        let mut cuts = Cuts { spans, taken: 0, bytes_max };
-        let (mut prepared, mut total, mut runs) = (Vec::new(), 0, Vec::new());
+        let mut commands = self.commands.take().expect("it takes commands");
+        let mut runs = std::mem::take(&mut commands.runs);
+        let mut cuts = Cuts { spans, taken: 0, bytes_max: commands.target.bytes_max };
+        let (mut outstanding, mut total) = (0, 0);
         while let Some(bytes) = cuts.next(&mut runs) {
-            let memory = self.memory(&runs);
+            let memory = self.memory(&runs, &mut commands.spare_lists);
             let offset = offset + u64::from(total);
-            prepared.push(Prepared { operation, deed, offset, bytes, memory });
+            commands.waiting.push_back(Prepared { operation, deed, offset, bytes, memory });
+            outstanding += 1;
             total += bytes;
         }
         if deed == Deed::Flush {
             let memory = Memory::Run(0, None);
-            prepared.push(Prepared { operation, deed, offset, bytes: 0, memory });
+            commands.waiting.push_back(Prepared { operation, deed, offset, bytes: 0, memory });
+            outstanding = 1;
         }
+        commands.runs = runs;
+        self.commands = Some(commands);
         self.slots.take(operation, Some(user_data));
-        self.slots.all[operation as usize].progress = Progress {
-            outstanding: u32::try_from(prepared.len()).expect("at most one for each block"),
-            bytes: i32::try_from(total).expect("an operation is shorter than its arena's chunk"),
-            failure: 0,
-        };
+        let bytes = i32::try_from(total).expect("an operation is shorter than its arena's chunk");
+        self.slots.all[operation as usize].progress = Progress { outstanding, bytes, failure: 0 };
         self.counters.operations += 1;
-        let commands = self.commands.as_mut().expect("it takes commands");
-        commands.waiting.extend(prepared);
         self.issue_commands()
     }
 
@@ -153,20 +157,18 @@ impl Uring {
         Ok(())
     }
 
-    fn memory(&self, runs: &[Span]) -> Memory {
-        match runs {
-            [run] => {
-                let address = self.pointer(*run).expose_provenance() as u64;
-                Memory::Run(address, self.registered(*run))
-            }
-            runs => {
-                let vector = |run: &Span| libc::iovec {
-                    iov_base: self.pointer(*run).cast(),
-                    iov_len: run.length as usize,
-                };
-                Memory::List(runs.iter().map(vector).collect())
-            }
+    fn memory(&self, runs: &[Span], spare_lists: &mut Vec<Vec<libc::iovec>>) -> Memory {
+        if let [run] = runs {
+            let address = self.pointer(*run).expose_provenance() as u64;
+            return Memory::Run(address, self.registered(*run));
         }
+        let vector = |run: &Span| libc::iovec {
+            iov_base: self.pointer(*run).cast(),
+            iov_len: run.length as usize,
+        };
+        let mut list = spare_lists.pop().unwrap_or_default();
+        list.extend(runs.iter().map(vector));
+        Memory::List(list)
     }
 }
 
@@ -177,6 +179,8 @@ impl Commands {
             places: (0..target.depth).map(|_| Place::default()).collect(),
             free: (0..target.depth).rev().collect(),
             waiting: VecDeque::new(),
+            runs: Vec::new(),
+            spare_lists: Vec::new(),
             complaints_left: 0,
             last_failure: 0,
         }
@@ -226,6 +230,10 @@ impl Commands {
         self.free.push(index as u32);
         if result != 0 {
             self.complain(&command, result);
+        }
+        if let Memory::List(mut list) = command.memory {
+            list.clear();
+            self.spare_lists.push(list);
         }
         let progress = &mut slots.all[command.operation as usize].progress;
         if progress.failure == 0 && result != 0 {
@@ -490,6 +498,37 @@ mod tests {
         uring.submit_and_wait(Wait::For(Duration::from_millis(20))).expect("it works");
         assert!(begin.elapsed() >= Duration::from_millis(20));
         assert_eq!(uring.command_counters().polls, 3);
+    }
+
+    /// Who waits for room must hand polled commands over, also when other completions wait to be reaped: until they
+    /// are handed over there is none.
+    #[test]
+    fn polled_commands_are_handed_over_while_completions_wait() {
+        let (mut uring, _arena) = ring(true);
+        let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
+        let target = CommandTarget { depth: 1000, ..target(&device, true).commands.expect("set") };
+        uring.register_files(&[target.generic]).expect("it is a file");
+        uring.commands = Some(Box::new(Commands::new(target)));
+        uring.overflow.push_back(Completion { user_data: 7, result: 0, flags: 0 });
+        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
+        uring.slots.take(operation, Some(5));
+        uring.slots.all[operation as usize].progress =
+            Progress { outstanding: 1, ..Progress::default() };
+        let memory = Memory::Run(0, None);
+        let flush = Prepared { operation, deed: Deed::Flush, offset: 0, bytes: 0, memory };
+        uring.commands.as_mut().expect("set").waiting.push_back(flush);
+        uring.issue_commands().expect("there is room for one");
+        uring.make_room().expect("it works");
+        let polled = uring.polled.as_mut().expect("it is a ring of that kind");
+        assert!(polled.submission().is_empty(), "the command was not handed over");
+        // The null device cannot be polled, and says so.
+        let mut found = Vec::new();
+        while found.len() < 2 {
+            uring.submit_and_wait(Wait::No).expect("it works");
+            uring.reap(&mut found);
+        }
+        assert_eq!((found[0].user_data, found[1].user_data), (7, 5));
+        assert_eq!(found[1].result, -libc::EOPNOTSUPP);
     }
 
     #[test]

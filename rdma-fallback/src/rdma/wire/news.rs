@@ -26,6 +26,9 @@ impl RdmaWire {
                 self.counters.wake_ups += 1;
                 self.is_armed = false;
             }
+        } else if has_ticked && self.found_since_armed {
+            // The card has forgotten to announce it, and would never announce another: it is asked anew.
+            self.is_armed = false;
         }
         if sources & (1 << BELL) != 0 {
             self.hear_bell()?;

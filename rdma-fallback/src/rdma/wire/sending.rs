@@ -24,6 +24,8 @@ impl RdmaWire {
             frames -= 1;
         }
         if !self.credit_is_sent && self.credit.is_telling_due() {
+            // So the batch's last request, which is the one that is answered for all, is a post's where there are posts.
+            assert_eq!(frames, POLL_MESSAGES_MAX, "every post tells credit");
             self.credit.used(1);
             let (credit, placements) = (self.credit.tell(), self.placements);
             let head = Head { kind: Kind::Credit, credit, placements };
