@@ -34,6 +34,10 @@ struct Node {
     replies: Vec<(Ticket, Reply)>,
     restart: Option<CpNumber>,
     opened_gate: bool,
+    /// Whether frontends offer the volumes, as was published last.
+    offers: Option<bool>,
+    /// Flushes that were answered, and whether they were done.
+    flushes: Vec<(Tag, bool)>,
     /// The last one that was written.
     superblock: Option<Superblock>,
     /// What the shards heard last.
@@ -95,6 +99,8 @@ impl Node {
             replies: Vec::new(),
             restart: None,
             opened_gate: false,
+            offers: None,
+            flushes: Vec::new(),
             superblock: None,
             base: None,
             claimed: None,
@@ -116,6 +122,8 @@ impl Node {
                 CoordinatorAction::Reply(ticket, reply) => self.replies.push((ticket, reply)),
                 CoordinatorAction::Restart(cp) => self.restart = Some(cp),
                 CoordinatorAction::OpenGate(_) => self.opened_gate = true,
+                CoordinatorAction::Publish(_, offers) => self.offers = Some(offers),
+                CoordinatorAction::AnswerFlush(tag, done) => self.flushes.push((tag, done)),
                 CoordinatorAction::Order(_, Order::Committed { base, claimed, .. }) => {
                     (self.base, self.claimed) = (Some(base), Some(claimed));
                 }
@@ -469,4 +477,42 @@ fn a_hello_of_another_store_deposes_nobody() {
     node.write_all();
     assert!(matches!(node.reply(1), Reply::Refused(Refusal::OtherStore(..))));
     assert_eq!(node.superblock.unwrap().deposed_by, None);
+}
+
+/// A primary in step with nobody, with a flush that waits for its peer.
+fn waiting_primary() -> Node {
+    let mut superblock = Node::secondary(false, OLD, 20, 20).superblock.unwrap();
+    superblock.secondary = false;
+    let mut node = Node::open_as(Role::Primary, superblock, 20, 20);
+    commit_next(&mut node, 21);
+    node.write_all();
+    assert_eq!((node.offers, node.flushes.len()), (Some(true), 0));
+    node
+}
+
+#[test]
+fn a_deposed_primary_offers_nothing() {
+    let by_hello = |node: &mut Node| {
+        let hello = Hello { role: Role::Secondary, ..primary(NEW, 25, 20) };
+        node.command(1, Command::Judge(Box::new(hello)));
+    };
+    let by_primary = |node: &mut Node| node.hello(1, &primary(NEW, 25, 20));
+    for depose in [by_hello, by_primary] {
+        let mut node = waiting_primary();
+        depose(&mut node);
+        assert!(matches!(node.reply(1), Reply::Refused(_)));
+        assert_eq!(node.coordinator.status(Instant(node.now)).peer, "deposed");
+        assert_eq!((node.offers, &node.flushes[..]), (Some(false), &[(Tag(1), false)][..]));
+        node.write_all();
+        assert_eq!(node.superblock.as_ref().unwrap().deposed_by, Some(Term(2)));
+        assert_eq!(node.offers, Some(false), "for good");
+    }
+}
+
+#[test]
+fn a_failed_store_offers_its_volumes_and_errors() {
+    let mut node = waiting_primary();
+    node.event(CoordinatorEvent::Report(ShardId(0), Report::Failed));
+    node.write_all();
+    assert_eq!((node.offers, &node.flushes[..]), (Some(true), &[(Tag(1), false)][..]));
 }

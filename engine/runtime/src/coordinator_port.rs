@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use twinpoint_core::contract::{
-    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Reply, Report, Ticket,
+    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Reply, Report, Ticket,
 };
 use twinpoint_core::coordinator::Coordinator;
 use twinpoint_core::request::Tag;
@@ -193,7 +193,7 @@ impl Worker {
         &mut self.coordinator.as_mut().expect("only worker 0 is sent such mail").coordinator
     }
 
-    fn coordinator_action(&mut self, action: CoordinatorAction) {
+    pub fn coordinator_action(&mut self, action: CoordinatorAction) {
         match action {
             CoordinatorAction::CloseGate => {
                 let closed = self.shared.gate.close();
@@ -208,6 +208,9 @@ impl Worker {
                 self.coordinator.as_ref().expect("it acts").calls.set_primary(true);
             }
             CoordinatorAction::Order(shard, order) => {
+                if matches!(order, Order::Fail) {
+                    self.refuse_waiting();
+                }
                 let owner = self.shared.owner(shard);
                 self.mailbox.send(owner, Mail::Order(shard, order));
             }
@@ -232,9 +235,7 @@ impl Worker {
             CoordinatorAction::Hold(holding) => {
                 self.shared.set_holding(holding);
                 if !holding {
-                    for worker in 0..self.shared.participants() {
-                        self.mailbox.send(worker, Mail::Resume);
-                    }
+                    self.resume_all();
                 }
             }
             CoordinatorAction::Publish(catalog, serving) => self.shared.publish(catalog, serving),
@@ -253,6 +254,20 @@ impl Worker {
                 latencies.confirmed.saturating_record(confirmed_ns);
             }
             CoordinatorAction::Restart(cp) => self.exit(Exit::Restart(cp)),
+        }
+    }
+
+    /// Nothing is answered well any more: who waits for memory, room or the hold to end is not to wait for ever.
+    fn refuse_waiting(&mut self) {
+        if !self.shared.is_refusing() {
+            self.shared.set_refusing();
+            self.resume_all();
+        }
+    }
+
+    fn resume_all(&mut self) {
+        for participant in 0..self.shared.participants() {
+            self.mailbox.send(participant, Mail::Resume);
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub staged_bytes: CachePadded<AtomicU64>,
     pub cp_bytes: u64,
     holding: AtomicBool,
+    refusing: AtomicBool,
+    keeping: AtomicBool,
     published: AtomicBool,
     exports: Mutex<Exports>,
 }
@@ -111,6 +113,8 @@ impl Shared {
             staged_bytes: CachePadded::default(),
             cp_bytes,
             holding: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            keeping: AtomicBool::new(false),
             published: AtomicBool::new(false),
             exports: Mutex::default(),
         }
@@ -141,12 +145,32 @@ impl Shared {
         (buffer.0 / self.pool_buffers) as usize
     }
 
+    /// Whether writers wait. Not for what is refused anyway.
     pub fn is_holding(&self) -> bool {
-        self.holding.load(Ordering::Relaxed)
+        self.holding.load(Ordering::Relaxed) && !self.is_refusing()
     }
 
     pub fn set_holding(&self, holding: bool) {
         self.holding.store(holding, Ordering::Relaxed);
+    }
+
+    /// The store failed or was deposed: nothing is answered well any more, and what waits waits for nothing.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Acquire)
+    }
+
+    pub fn set_refusing(&self) {
+        self.refusing.store(true, Ordering::Release);
+    }
+
+    /// The node stops, and block devices wait for its next start: the kernel is answered nothing any more.
+    pub fn is_keeping(&self) -> bool {
+        self.keeping.load(Ordering::Acquire)
+    }
+
+    /// Before whatever may bring queues an answer that they must not pass on: who hears of that sees this.
+    pub fn set_keeping(&self) {
+        self.keeping.store(true, Ordering::Release);
     }
 
     pub fn count_request(&self, request: &Request) {

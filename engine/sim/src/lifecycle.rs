@@ -107,8 +107,7 @@ impl World {
             && self.is_alive(node)
             && self.nodes[node].role == Role::Secondary
             && self.is_primary(node)
-            && self.process(node).serves
-            && self.process(node).gate.open.is_some();
+            && self.process(node).leads();
         if is_stale {
             let now = self.clock(node);
             let knows = self.process(node).coordinator.status(now).peer == "deposed";
@@ -285,8 +284,9 @@ impl World {
     pub fn deposed(&mut self, node: usize) {
         let now = self.clock(node);
         let status = self.process(node).coordinator.status(now);
+        let offers = self.process(node).serves;
         assert!(
-            status.failed || status.peer != "deposed",
+            status.peer != "deposed" || (status.failed && !offers),
             "node {node} knows that it is deposed, and goes on"
         );
         self.nodes[node].role = Role::Secondary;

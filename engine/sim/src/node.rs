@@ -51,6 +51,7 @@ pub(crate) struct Process {
     pub buffers: Buffers,
     pub gate: Gate,
     pub catalog: Catalog,
+    /// Frontends offer the catalog's volumes.
     pub serves: bool,
     pub holds: bool,
     pub is_stopped: bool,
@@ -144,6 +145,11 @@ pub(crate) enum Kind {
 }
 
 impl Process {
+    /// Whether it began as a primary, deposed since or not.
+    pub fn leads(&self) -> bool {
+        self.gate.open.is_some()
+    }
+
     /// When something put now with `delay_ns` in a queue comes out of it.
     pub fn arrival(&mut self, queue: Queue, now: u64, delay_ns: u64) -> u64 {
         let last = self.arrivals.entry(queue).or_insert(0);

@@ -365,7 +365,7 @@ impl World {
             }
             NodeEvent::PeerHello(ticket, hello) => {
                 // A primary is not asked to follow: it learns whether it was deposed.
-                let event = if self.process(node).serves {
+                let event = if self.process(node).leads() {
                     CoordinatorEvent::Command(ticket, Command::Judge(hello))
                 } else {
                     CoordinatorEvent::PeerHello(ticket, hello)

@@ -1,15 +1,15 @@
 """Scenario 8: volumes as block devices of the kernel's ublk driver, beside nbd.ko.
 
 ext4 and xfs with fio's verification; the server killed under load and started again, while the mounted file system and
-fio wait and then find every byte; an orderly stop with and without --ublk-keep; a promotion, after which the device is
-on the other node; and the same jobs through nbd.ko and ublk in turns.
+fio wait and then find every byte; an orderly stop with and without --ublk-keep; promotions, after which the device is
+on the other node, though the old primary lives and is written to; and the same jobs through nbd.ko and ublk in turns.
 """
 
 import re
 
 from labkit import load
 from labkit.guest import Guest
-from labkit.node import make_pair
+from labkit.node import NBD_SOCKET, VOLUME, make_pair
 
 TITLE = "ublk: ext4, xfs and fio verify, the server killed under load, and beside nbd.ko"
 SECONDS_MAX = 720
@@ -58,8 +58,12 @@ def play(lab):
     file_systems(lab, guests[0])
     killed_under_load(lab, nodes[0])
     stopped_and_kept(lab, nodes[0])
+    kept_without_peer(lab, nodes)
     beside_nbd(lab, nodes[0])
     promoted(lab, nodes)
+    deposed(lab, nodes)
+    nodes[0].stop()
+    absent(lab, guests[0], "after the promoted node stopped")
     for guest in guests:
         guest.stop()
 
@@ -163,6 +167,37 @@ def stopped_and_kept(lab, node):
     lab.note("an orderly stop deletes the device; with --ublk-keep a mounted ext4 waits for the next start")
 
 
+def kept_without_peer(lab, nodes):
+    """A write that waits for the peer waits for the next start too: the stop answers it to nobody."""
+    guest = nodes[0].guest
+    nodes[0].stop()
+    nodes[0].serve("primary", f"{TWO_CORES} --ublk-keep")
+    nodes[0].wait_connected()
+    appear(guest)
+    guest.run(f"mount -t ext4 {BLOCK} /mnt/a; echo before >/mnt/a/before; sync /mnt/a/before")
+    nodes[1].stop()
+    nodes[0].wait_status(lambda status: status["peer"]["state"] == "absent", "the peer is gone")
+    # Both queues have something that waits.
+    writing = [guest.start(f"head -c 1048576 /dev/urandom | tee /tmp/sent{cpu} >/mnt/a/sent{cpu}; "
+                           f"taskset -c {cpu} sync /mnt/a/sent{cpu}", seconds=120) for cpu in range(2)]
+    lab.sleep(2)
+    lab.check(all(job.running for job in writing), "a write did not wait for the peer")
+    nodes[0].stop()
+    lab.sleep(1)
+    lab.check(all(job.running for job in writing), "the stop answered a write of a device that is kept")
+    nodes[1].serve("secondary")
+    nodes[0].serve("primary")
+    lab.check("taken over" in nodes[0].serving.output, "the device that was kept without its peer was not taken over")
+    for job in writing:
+        job.wait()
+    guest.run("umount /mnt/a; echo 3 >/proc/sys/vm/drop_caches")
+    guest.run(f"e2fsck -fn {BLOCK}; mount -t ext4 -o ro {BLOCK} /mnt/a; cmp /tmp/sent0 /mnt/a/sent0; "
+              "cmp /tmp/sent1 /mnt/a/sent1; umount /mnt/a", seconds=120)
+    errors = guest.run("dmesg | grep -i 'I/O error' || true")
+    lab.check(errors == "", f"the file system got errors: {errors[:300]}")
+    lab.note("stopped without its peer and with --ublk-keep: writes that waited go on at the next start, without an error")
+
+
 def beside_nbd(lab, node):
     best = {}
     guest = node.guest
@@ -194,13 +229,39 @@ def promoted(lab, nodes):
     a.run(f"dd if=/tmp/pattern of={BLOCK} bs=64k oflag=direct conv=fsync status=none")
     a.run("pkill -KILL -x twinpoint")
     nodes[0].serving.wait(check=False)
-    gone = f"for try in $(seq 100); do [[ ! -e {BLOCK} ]] && exit; sleep 0.1; done; exit 1"
-    a.run(gone, check=False)
-    lab.check(not present(a), "a volatile device outlived its server")
+    gone(a, "a volatile device outlived its server")
     a.run("cp /tmp/pattern /lab/pattern")
     nodes[1].promote()
     appear(b)
     b.run(f"cmp -n 1048576 /lab/pattern {BLOCK}")
-    nodes[1].stop()
-    absent(lab, b, "after the promoted node stopped")
     lab.note("after a promotion the device is on the other node, with what was flushed")
+
+
+def deposed(lab, nodes):
+    """A primary whose volume is open as a block device is deposed by force: the device ends there, and is here."""
+    a, b = nodes[0].guest, nodes[1].guest
+    nodes[0].serve("secondary")
+    nodes[1].wait_status(lambda status: status["alone_since"] is None, "the peer is in step")
+    nodes[1].attach()
+    b.run(f"tr '\\0-\\377' '\\1-\\377\\0' </lab/pattern >/tmp/turned; dd if=/tmp/turned of={BLOCK} bs=64k oflag=direct conv=fsync status=none")
+    words = load.command(BLOCK, rw="randwrite", offset="64m", size="32m", time_based=1, runtime=300)
+    writing = b.start(f"cp /tmp/turned /lab/turned; {words}", seconds=400)
+    lab.sleep(2)
+    nodes[0].promote("--force")
+    appear(a)
+    a.run(f"cmp -n 1048576 /lab/turned {BLOCK}")
+    gone(b, "the deposed primary still has the device")
+    writing.wait(check=False)
+    lab.check(writing.status != 0, "writes of a deposed primary were answered")
+    lab.check("deposed" in nodes[1].serving.output, f"the old primary does not say what it is: {nodes[1].serving.output[-300:]!r}")
+    # NBD: errors for who is connected, and nothing for who comes.
+    told = b.run(f"dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct 2>&1 || nbd-client -unix {NBD_SOCKET} /dev/nbd1 "
+                 f"-name {VOLUME} 2>&1 || echo refused", check=False)
+    lab.check("refused" in told.splitlines(), f"NBD of the deposed primary: {told!r}")
+    nodes[1].detach()
+    nodes[1].restart("secondary")
+    lab.note("a primary deposed by force under load: its device ended with errors, the other node has it, with what was flushed")
+
+
+def gone(guest, otherwise):
+    guest.run(f"for try in $(seq 300); do [[ ! -e {BLOCK} ]] && exit; sleep 0.1; done; echo {otherwise}; exit 1")

@@ -124,6 +124,8 @@ impl Coordinator {
         self.write_superblock(Then::Nothing);
         self.pump_superblock();
         self.stop_serving();
+        // A store that failed offers its volumes still, and errors; this one's are offered elsewhere now.
+        self.act(CoordinatorAction::Publish(self.catalog.clone(), false));
     }
 
     /// Whether what this side would say of itself holds until a session begins.

@@ -45,6 +45,11 @@ impl NodeHandle {
         let stopper = move || {
             // First, while flushes are still answered.
             inner.ublk.end_and_wait();
+            if inner.options.ublk.keep {
+                // The stop fails what waits for an absent peer, or for room: devices that are kept are not to hear it.
+                let shared = inner.shared.lock().expect("nobody panics with it");
+                shared.iter().for_each(|shared| shared.set_keeping());
+            }
             if inner.caller.command(Command::Stop, STOP_LIMIT).is_none() {
                 eprintln!(
                     "twinpoint: the node does not settle; ending as it is, recovery will do the rest"

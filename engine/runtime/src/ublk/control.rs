@@ -306,6 +306,7 @@ impl Keeper {
 
     fn end(&mut self, index: usize) {
         if self.keep {
+            // The workers end its queues: the kernel keeps what it was not answered.
             return self.close(index);
         }
         if let Err(error) = self.take_down(index) {

@@ -18,6 +18,7 @@ mod kernel;
 mod port;
 mod queue;
 mod request;
+mod step;
 
 pub(crate) use control::{Driver, Switch, UblkControl, UblkNode};
 pub(crate) use device::Device;

@@ -1,7 +1,8 @@
 //! The worker's side of block devices: its queues, moved by its io_uring between kernel and shards. Step 1 of the flow.
 //!
 //! Invariants: a queue is served by one worker from its first fetch to its end; it holds its device, and counts as a
-//! client, until every fetch ended with the device or nothing of it is under way in a node that ends.
+//! client, until every fetch ended with the device or nothing of it is under way in a node that ends; the queue of a
+//! device that is kept passes on nothing that a stop answers.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use twinpoint_core::request::{Answer, Tag};
 
 use super::abi::{self, Descriptor};
 use super::device::Device;
-use super::queue::{PIECES_MAX, Queue, Step};
+use super::queue::{PIECES_MAX, Queue};
+use super::step::Step;
 use crate::clients::{HostPort, WORKER_SHIFT};
 use crate::uring::UringError;
 use crate::worker::{UBLK, Worker};
@@ -172,8 +174,13 @@ impl Worker {
     fn with_queue(&mut self, place: usize, work: impl FnOnce(&mut Attached, &mut HostPort<'_>)) {
         self.with_frontends(|_, ublk, host, _| {
             // Of a queue that is over, fetches may still end with the ring.
-            if let Some(attached) = ublk.queues[place].as_mut() {
-                work(attached, host);
+            let Some(attached) = ublk.queues[place].as_mut() else { return };
+            if host.shared.is_keeping() {
+                attached.queue.end(host);
+            }
+            work(attached, host);
+            if host.shared.is_refusing() {
+                attached.queue.refuse(host);
             }
         });
     }
@@ -221,3 +228,6 @@ impl Attached {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use twinpoint_core::units::{BLOCK_BYTES, BufferId, CpNumber};
 
 use super::abi::Descriptor;
 use super::request::{REQUEST_BYTES_MAX, Work, check};
+use super::step::{Step, Transfer};
 use crate::cut::{BLOCK, background_piece, blocks_wanted, length_within};
 use crate::nbd::{Export, Host};
 
@@ -26,29 +27,6 @@ const BACKGROUND_PIECES_MAX: u32 = 16;
 const NO_PIECE: u64 = 0xffff;
 /// Pieces of one read or write: one for each block at worst, and one more where the ends are parts of blocks.
 pub(super) const PIECES_MAX: usize = REQUEST_BYTES_MAX as usize / BLOCK_BYTES + 1;
-
-/// What the kernel is to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
-    /// Copy from a write's pages into buffers.
-    CopyIn(Transfer),
-    /// Copy from buffers into a read's pages.
-    CopyOut(Transfer),
-    /// End the request and fetch the next one of its tag.
-    Commit { tag: u16, result: i32 },
-}
-
-/// Bytes of a request and where they lie.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Transfer {
-    pub tag: u16,
-    pub piece: u16,
-    /// First byte, counted from the request's.
-    pub at: u32,
-    pub first: BufferId,
-    pub buffer_offset: usize,
-    pub length: usize,
-}
 
 /// See the module.
 pub(super) struct Queue {
@@ -245,20 +223,40 @@ impl Queue {
                 host.free(piece.first, piece.count);
             }
         }
-        for request in self.refused.drain(..) {
-            if let Operation::Write { buffer } | Operation::Read { buffer } = request.operation {
-                let (tag, piece) = parts_of(request.tag);
-                let slot = &self.requests[usize::from(tag)];
-                // Zeroes have no piece, and just the buffers they need.
-                let held = slot.pieces.get(usize::from(piece)).map(|piece| piece.count);
-                host.free(buffer, held.unwrap_or(request.blocks()));
-            }
+        for request in std::mem::take(&mut self.refused) {
+            self.free_refused(&request, host);
+        }
+    }
+
+    /// Nothing is answered well any more, and nothing comes back that could be waited for: what waits fails.
+    pub fn refuse(&mut self, host: &mut impl Host) {
+        self.starved = false;
+        for request in std::mem::take(&mut self.refused) {
+            self.free_refused(&request, host);
+            let (tag, _) = parts_of(request.tag);
+            self.requests[usize::from(tag)].errno.get_or_insert(libc::EIO);
+            self.piece_ended(tag, host);
+        }
+        for tag in std::mem::take(&mut self.ready) {
+            self.requests[usize::from(tag)].errno.get_or_insert(libc::EIO);
+            self.settle(tag, host);
         }
     }
 
     /// Whether neither a shard nor the kernel has anything of this queue.
     pub fn is_idle(&self) -> bool {
         self.under_way == 0
+    }
+
+    /// Frees the buffers of a piece that no shard has.
+    fn free_refused(&self, request: &Request, host: &mut impl Host) {
+        if let Operation::Write { buffer } | Operation::Read { buffer } = request.operation {
+            let (tag, piece) = parts_of(request.tag);
+            let slot = &self.requests[usize::from(tag)];
+            // Zeroes have no piece, and just the buffers they need.
+            let held = slot.pieces.get(usize::from(piece)).map(|piece| piece.count);
+            host.free(buffer, held.unwrap_or(request.blocks()));
+        }
     }
 
     fn pump(&mut self, host: &mut impl Host) {

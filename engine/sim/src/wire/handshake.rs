@@ -24,7 +24,7 @@ impl World {
         {
             return;
         }
-        if self.process(node).is_stopped || !self.process(node).serves {
+        if self.process(node).is_stopped || !self.process(node).leads() {
             return;
         }
         self.ask(node, TicketUse::DialHello, Command::Hello);
@@ -40,7 +40,7 @@ impl World {
             return;
         }
         let is_stale = matches!(reply, Reply::Refused(Refusal::StaleTerm { .. }));
-        if is_stale && matches!(what, TicketUse::PeerHello { .. }) && self.process(node).serves {
+        if is_stale && matches!(what, TicketUse::PeerHello { .. }) && self.process(node).leads() {
             // A primary was called by another one, and judged itself, whether or not its answer gets through.
             self.deposed(node);
             return;

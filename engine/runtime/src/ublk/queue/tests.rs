@@ -339,3 +339,38 @@ fn a_queue_that_ends_commits_nothing_and_keeps_no_buffer() {
     assert!(rig.queue.next_step().is_none() && rig.queue.is_idle());
     assert_eq!(rig.shards.free_count(), BUFFERS as usize);
 }
+
+#[test]
+fn what_waits_fails_once_nothing_is_answered_well() {
+    let mut rig = Rig::new(true);
+    rig.begin(0, abi::KIND_WRITE, 0, pattern(8192, 1));
+    rig.begin(1, abi::KIND_WRITE, 2 << 20, pattern(8192, 2));
+    // One piece of tag 2 is with the kernel when the others find a full ring.
+    rig.shards.run_max = 1;
+    rig.begin(2, abi::KIND_WRITE, 0, pattern(12288, 3));
+    rig.shards.is_full = true;
+    for _ in 0..3 {
+        let Some(Step::CopyIn(copy)) = rig.queue.next_step() else { panic!("a write is copied") };
+        rig.queue.copied(copy.tag, copy.piece, copy.length as i32, &mut rig.shards);
+    }
+    let Some(Step::CopyIn(last)) = rig.queue.next_step() else { panic!("a write is copied") };
+    rig.begin(3, abi::KIND_READ, 0, vec![0; 8192]);
+    rig.begin_range(4, abi::KIND_WRITE_ZEROES | abi::FLAG_NO_UNMAP, 16384, 16);
+    rig.begin_range(5, abi::KIND_DISCARD, 0, 4096);
+    let mut taken = Vec::new();
+    while let Some(run) = rig.shards.allocate(u32::MAX) {
+        taken.push(run);
+    }
+    rig.begin(6, abi::KIND_READ, 0, vec![0; 4096]);
+    rig.begin_range(7, abi::KIND_FLUSH, 0, 0);
+    assert!(rig.queue.is_starved());
+    rig.queue.refuse(&mut rig.shards);
+    assert!(!rig.queue.is_starved());
+    rig.queue.copied(last.tag, last.piece, 4096, &mut rig.shards);
+    while rig.kernel() | rig.answer() | rig.flush(false) {}
+    rig.committed.sort_unstable();
+    let failed: Vec<_> = (0..DEPTH).map(|tag| (tag, -libc::EIO)).collect();
+    assert_eq!(rig.committed, failed, "each once");
+    taken.into_iter().for_each(|(first, count)| rig.shards.free(first, count));
+    assert!(rig.queue.is_idle() && rig.shards.free_count() == BUFFERS as usize);
+}
