@@ -33,6 +33,10 @@ use super::setup_frame::Endpoint;
 use super::watch::wait_for_two;
 use crate::{Region, Span};
 
+/// How long one question for the peer's address may take. The kernel misses an answer of the network that comes while
+/// the question is still being sent, and finds it when the question's time is over: so it asks often, and seldom waits.
+const RESOLVE_AT_ONCE: Duration = Duration::from_millis(250);
+
 /// Why RDMA was not used: one line for the log.
 #[derive(Debug)]
 pub enum RdmaFault {
@@ -379,9 +383,15 @@ impl Calling {
         let id = Id::new(&channel).map_err(refused("make a caller"))?;
         let until = ground.patience();
         let next = || ground.next(&channel, None, until);
-        let step = refused("find the peer's address");
-        id.resolve_address(source, target, left(until)?).map_err(step)?;
-        while !matches!(next()?, Some(ManagerEvent::AddressResolved)) {}
+        loop {
+            let wait = left(until)?.min(RESOLVE_AT_ONCE);
+            id.resolve_address(source, target, wait).map_err(refused("find the peer's address"))?;
+            match next() {
+                Ok(Some(ManagerEvent::AddressResolved)) => break,
+                Err(RdmaFault::Failed { status, .. }) if status == -libc::ETIMEDOUT => {}
+                other => drop(other?),
+            }
+        }
         id.resolve_route(left(until)?).map_err(refused("find a way to the peer"))?;
         while !matches!(next()?, Some(ManagerEvent::RouteResolved)) {}
         let queues = ground.queues(&id)?;

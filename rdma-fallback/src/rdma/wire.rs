@@ -12,7 +12,8 @@
 //! - `sent` posts at the front of the outbox belong to the card; all others are untouched.
 //! - Nothing is sent without credit for every receive that it uses, and room in the queue for every request.
 //! - The last request of each call to the card is signalled, so every post is answered, and room comes back.
-//! - [`Progress::Waiting`] is answered only when the completion queue was found empty after it was armed.
+//! - [`Progress::Waiting`] is answered only when the completion queue was found empty after it was armed, or when all
+//!   that is missing is the reason of the end.
 //! - `Closed` is told after the queue pair was destroyed: no card touches the region for this wire any more.
 
 mod news;
@@ -50,6 +51,8 @@ const TICK: Duration = if cfg!(test) {
 } else {
     Duration::from_millis(100)
 };
+/// How long a wire whose requests were flushed waits for the device to report why.
+const REPORT_LIMIT: Duration = Duration::from_millis(200);
 /// Sources of the watch.
 const COMPLETIONS: u32 = 0;
 const MANAGER: u32 = 1;
@@ -85,6 +88,7 @@ pub struct RdmaWire {
     found_since_armed: bool,
     /// The connection has ended; what arrived before is still delivered.
     ending: Option<CloseReason>,
+    ended_at: Option<Instant>,
     closed: Option<CloseReason>,
     closed_was_told: bool,
     counters: Counters,
@@ -135,6 +139,7 @@ impl RdmaWire {
             is_armed: false,
             found_since_armed: false,
             ending: None,
+            ended_at: None,
             closed: None,
             closed_was_told: false,
             counters: Counters::default(),
@@ -272,8 +277,15 @@ impl RdmaWire {
         }
         if let Some(reason) = self.ending {
             // What arrived before the news is delivered before the end.
-            let more = self.take(&mut messages, deliver)?;
-            return if more { Ok(Progress::More) } else { Err(reason) };
+            if self.take(&mut messages, deliver)? {
+                return Ok(Progress::More);
+            }
+            let is_early = self.ended_at.is_some_and(|at| at.elapsed() < REPORT_LIMIT);
+            return if is_flushed(reason) && is_early {
+                Ok(Progress::Waiting)
+            } else {
+                Err(reason)
+            };
         }
         if !self.is_armed {
             (self.is_armed, self.found_since_armed) = (true, false);

@@ -20,9 +20,14 @@ def wait_active(guest):
 
 
 def own_network(guest):
-    """Makes the network for RDMA alone, with rxe0 on it. Answers the index of its IPv4 address among rxe0's own."""
+    """Makes the network for RDMA alone, with rxe0 on it. Answers the index of its IPv4 address among rxe0's own.
+
+    Each interface answers for its own address only, or packets for this one arrive at the other.
+    """
     guest.run(f"""
       modprobe macvlan
+      echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore
+      echo 2 >/proc/sys/net/ipv4/conf/all/arp_announce
       ip link add {OWN_NETWORK} link eth0 type macvlan mode bridge
       ip link set {OWN_NETWORK} mtu {NETWORK_MTU} up
       ip address add {OWN_ADDRESSES[guest.name]}/24 dev {OWN_NETWORK}
@@ -37,6 +42,15 @@ def own_network(guest):
 
 def link_down(guest):
     guest.run("rdma link delete rxe0")
+
+
+def survived(guest):
+    """Whether rxe0 can connect after its port was down.
+
+    SoftRoCE of Linux 6.12 loses the queue pair of its connection manager when that has something to say while the port
+    is down. No connection comes about any more, whoever asks for it, until the link is made anew.
+    """
+    return not re.search(r"type GSI state ERR", guest.run("rdma res show qp"))
 
 
 def ping(server, client, rounds=20):

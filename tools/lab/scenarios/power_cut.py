@@ -155,13 +155,18 @@ class Cutter:
         self.wait_flushed(flushed + 3, writer)
 
     def after_both(self, _writer):
-        self.restart(self.secondary, "secondary")
-        self.restart(self.primary, "primary")
+        for node in (self.secondary, self.primary):
+            node.guest = self.start(node.guest.name)
+        self.serve(self.secondary, "secondary")
+        self.serve(self.primary, "primary")
         self.primary.wait_connected()
         self.remount(self.primary, attached=False)
 
     def restart(self, node, role):
         node.guest = self.start(node.guest.name)
+        self.serve(node, role)
+
+    def serve(self, node, role):
         node.guest.set_up()
         node.give_key()
         node.serve(role)

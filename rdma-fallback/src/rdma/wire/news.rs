@@ -6,6 +6,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::super::cause::Cause;
 use super::super::manager::ManagerEvent;
@@ -43,6 +44,7 @@ impl RdmaWire {
     pub(super) fn end(&mut self, reason: CloseReason) {
         if self.ending.is_none_or(is_flushed) {
             self.ending = Some(reason);
+            self.ended_at.get_or_insert_with(Instant::now);
         }
     }
 
