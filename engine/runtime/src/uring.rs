@@ -18,6 +18,7 @@
 //! If that fails, slots and arena are leaked rather than freed under the kernel's hands.
 
 mod commands;
+mod entries;
 mod error;
 mod operation;
 mod ring;
@@ -52,6 +53,9 @@ use slots::{Slot, Slots};
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
 /// The kernel's limit for a submission queue; the completion queue's is twice that.
 const SIZE_MAX: u32 = 32768;
+/// Fewest entries of a queue for commands, 128 bytes each: one that waits long for its device keeps its entry, and all
+/// that comes goes round to it.
+const COMMAND_ENTRIES_MIN: u32 = 4096;
 /// Slots beyond `in_flight_max` for the ring's own operations, so that a full ring can be cancelled.
 const SLOTS_RESERVED: usize = 64;
 /// How long a drop waits for what it cancelled.
@@ -112,14 +116,16 @@ impl Uring {
         let sizes = [options.entries, options.in_flight_max];
         assert!(sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)), "a ring of {sizes:?}");
         let slot_count = options.in_flight_max + SLOTS_RESERVED as u32;
+        let entries = options.entries.max(COMMAND_ENTRIES_MIN);
+        let wide = slot_count.max(2 * entries).next_power_of_two();
         let completions = slot_count.max(2 * options.entries).next_power_of_two();
         let is_polled = options.device == DeviceMode::Passthrough { is_polled: true };
         let ring = if options.device == (DeviceMode::Passthrough { is_polled: false }) {
-            Ring::Wide(build(options.entries, completions, false)?)
+            Ring::Wide(build(entries, wide, false)?)
         } else {
             Ring::Narrow(build(options.entries, completions, false)?)
         };
-        let polled = is_polled.then(|| build(options.entries, completions, true)).transpose()?;
+        let polled = is_polled.then(|| build(entries, wide, true)).transpose()?;
         let probe = ring.probe(options.device != DeviceMode::Block)?;
         Ok(Uring {
             ring,
@@ -260,7 +266,7 @@ impl Uring {
     /// [`UringError::System`] if the kernel refuses the call itself.
     pub fn submit_and_wait(&mut self, wait: Wait) -> Result<(), UringError> {
         self.issue_commands()?;
-        self.enter(wait)
+        self.enter(self.wait_for_due(wait))
     }
 
     fn enter(&mut self, wait: Wait) -> Result<(), UringError> {
@@ -374,12 +380,31 @@ impl Uring {
         let entry = entry.user_data(self.slots.tag(index));
         // SAFETY: what the entry points to is valid until its completion: it lies in the slot, which is taken below
         // and does not move; in the arena, which the ring holds; or is vouched for by the caller of `receive_at`.
-        while !unsafe { self.ring.push(&entry) } {
+        while !(self.may_write_entry() && unsafe { self.ring.push(&entry) }) {
             self.make_room()?;
+        }
+        if let (Ring::Wide(_), Some(commands)) = (&self.ring, &mut self.commands) {
+            commands.entries.written();
         }
         self.slots.take(index, user_data);
         self.counters.operations += 1;
         Ok(())
+    }
+
+    /// Whether no command may still lie where the ring's next entry does.
+    fn may_write_entry(&self) -> bool {
+        match (&self.ring, &self.commands) {
+            (Ring::Wide(_), Some(commands)) => commands.entries.is_free(),
+            _ => true,
+        }
+    }
+
+    /// Entries of the queue that commands are handed over in.
+    fn command_entries(&mut self) -> u32 {
+        match (&mut self.polled, &mut self.ring) {
+            (Some(ring), _) | (None, Ring::Wide(ring)) => ring.params().sq_entries(),
+            (None, Ring::Narrow(_)) => panic!("commands for a ring that takes none"),
+        }
     }
 
     /// Queues a command whose pointers lead into its place, which is taken, or to bytes that are now the kernel's.

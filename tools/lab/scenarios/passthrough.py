@@ -1,7 +1,7 @@
 """Scenario 10: a store driven by NVMe commands, beside the block path, with and without polled completions.
 
 One guest, its driver loaded without poll queues and then with them. What cannot be is refused in one line; ext4 and fio
-verify over nbd.ko; the device is claimed meanwhile; a node killed under load is opened again in the other mode, with every
+verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node killed under load is opened again in the other mode, with every
 flushed byte; and the same jobs run in all three modes in turns, with what each costs counted by the guest's kernel.
 """
 
@@ -19,6 +19,7 @@ VOLUME_BLOCK = "/dev/nbd0"
 VOLUME_MEBIBYTES = 200
 # A polling thread takes from an emulated guest what its devices need too.
 READY_SECONDS = 180
+RESETS_MAX = 10
 # Each waits three seconds for the device.
 STARTS_MAX = 10
 MODES = {
@@ -84,6 +85,7 @@ def play(lab):
     node.create_volume(f"{VOLUME_MEBIBYTES}MiB")
     claimed(lab, guest)
     file_system(lab, node, "passthrough")
+    reset_under_load(lab, node, "passthrough")
     killed_under_load(lab, node, "passthrough", "block")
 
     # What nvme.poll_queues is on the kernel's command line.
@@ -188,6 +190,27 @@ def file_system(lab, node, mode):
     guest.run(f"e2fsck -fn {VOLUME_BLOCK}", seconds=120)
     node.detach()
     lab.note(f"{mode}: ext4 over nbd.ko, 2 x {megabytes} MiB verified by fio, sound")
+
+
+def reset_under_load(lab, node, mode):
+    """A reset of the controller may fail what is under way, and what comes until it is over: all of that is sent again."""
+    guest, resets = node.guest, 0
+    node.attach()
+    guest.run(f"mount {VOLUME_BLOCK} /mnt/a")
+    words = load.command("/mnt/a/reset", rw="randwrite", size="16m" if lab.options.short else "48m", iodepth=16, fsync=32,
+                         verify="crc32c", do_verify=1, verify_fatal=1)
+    job = guest.start(words, seconds=240)
+    while job.running and resets < RESETS_MAX:
+        lab.sleep(0.3)
+        guest.run(f"echo 1 >$(readlink -f /sys/block/$(basename $(readlink -f {STORE}))/device)/reset_controller")
+        resets += 1
+    job.wait()
+    guest.run("rm /mnt/a/reset; umount /mnt/a")
+    node.detach()
+    lab.check(resets > 1, "the load was over before the controller was reset")
+    lab.check(not node.status()["failed"], "the store failed by a reset of its controller")
+    failed = "failed commands, which were sent again" if "sent again" in node.serving.output else "failed no command"
+    lab.note(f"{mode}: controller reset {resets} times under load, which {failed}: every block verified")
 
 
 def killed_under_load(lab, node, mode, then):

@@ -131,6 +131,22 @@ impl Format {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Status(pub u16);
 
+impl Status {
+    /// Whether the same command may succeed later: the device does not say "do not retry", and nothing of its medium is
+    /// wrong.
+    pub fn may_pass(self) -> bool {
+        const DO_NOT_RETRY: u16 = 1 << 14;
+        let (code, kind) = (self.0 & 0xff, self.0 >> 8 & 7);
+        // Generic: aborted, queue deleted, interrupted, namespace not ready. Path: all but a permanent loss of access.
+        let passes = match kind {
+            0 => matches!(code, 0x07 | 0x08 | 0x21 | 0x82),
+            3 => code != 0x01,
+            _ => false,
+        };
+        self.0 & DO_NOT_RETRY == 0 && passes
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self.0 & 0x7ff {
@@ -258,6 +274,19 @@ mod tests {
         // Whatever a device says is inside the structure.
         bytes[26] = 0xff;
         assert_eq!(Format::decode(&bytes).shift, 0);
+    }
+
+    #[test]
+    fn what_may_pass() {
+        // Aborted by the host, path lost, queue deleted, namespace not ready.
+        for status in [0x0371, 0x0370, 0x0008, 0x0082] {
+            assert!(Status(status).may_pass());
+            assert!(!Status(status | 0x4000).may_pass(), "the device says that it will not");
+        }
+        // A write fault, an unrecovered read error, a field that is wrong, access lost for good.
+        for status in [0x0280, 0x0281, 0x0002, 0x0301] {
+            assert!(!Status(status).may_pass());
+        }
     }
 
     #[test]

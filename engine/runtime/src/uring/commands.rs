@@ -8,7 +8,9 @@
 //! - A command holds a place from its entry until its completion; a list of memory that the kernel reads lies in it.
 //! - At most as many commands are under way as the device's queue takes: beyond that the kernel would hand them to
 //!   threads of its own. The others wait here, in their order.
-//! - A device's status other than 0 is an error of the operation. There are no short transfers.
+//! - An entry of the queue is not written anew before its command has ended: see `entries.rs`.
+//! - A device's status other than 0 is an error of the operation, but for those that may pass, as while a controller is
+//!   reset: then the command is sent again for a while. There are no short transfers.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,11 +19,12 @@ use io_uring::opcode;
 use rdma_fallback::Span;
 use twinpoint_core::units::BLOCK_BYTES;
 
+use super::entries::Entries;
 use super::error::answer_text;
 use super::store::STORE;
 use super::{Completion, SLOTS_RESERVED, Slots, Uring, UringError, Wait};
 use crate::device::CommandTarget;
-use crate::device::nvme::{Command, Deed, URING_IO, URING_IO_LIST};
+use crate::device::nvme::{Command, Deed, Status, URING_IO, URING_IO_LIST};
 
 /// Marks the kernel's name for a command, beside those of operations.
 pub(super) const COMMAND: u64 = 1 << 31;
@@ -30,15 +33,23 @@ pub(super) const COMMAND: u64 = 1 << 31;
 const OWN_COMMAND_BYTES: u32 = 64 << 10;
 /// How long the first command may take.
 const FIRST_COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// How long a command whose failure may pass is sent again, and the pause between two times. A reset of a controller
+/// takes seconds; the kernel fails what comes meanwhile.
+const RESEND_LIMIT: Duration = Duration::from_secs(30);
+const RESEND_PAUSE: Duration = Duration::from_millis(100);
 /// How many failed commands are told in the log: a device that is gone fails them all.
 const COMPLAINTS_MAX: u32 = 16;
 
 /// See the module.
 pub(super) struct Commands {
     target: CommandTarget,
+    /// Of the queue that commands are handed over in.
+    pub(super) entries: Entries,
     places: Box<[Place]>,
     free: Vec<u32>,
     waiting: VecDeque<Prepared>,
+    /// To be sent again, each at its time.
+    again: VecDeque<(Instant, Prepared)>,
     /// Where operations are cut; empty between them.
     runs: Vec<Span>,
     /// Empty lists of commands that completed, for the next ones.
@@ -52,6 +63,8 @@ pub(super) struct Commands {
 #[derive(Default)]
 struct Place {
     generation: u32,
+    /// Its command's entry in the queue.
+    entry: u64,
     command: Option<Prepared>,
 }
 
@@ -64,6 +77,8 @@ struct Prepared {
     offset: u64,
     bytes: u32,
     memory: Memory,
+    /// When to give up. None before the first failure.
+    until: Option<Instant>,
 }
 
 enum Memory {
@@ -90,13 +105,16 @@ impl Uring {
 
     /// From now on the store is driven by commands: tries one, a flush, which changes nothing.
     pub(super) fn begin_commands(&mut self, target: CommandTarget) -> Result<(), UringError> {
-        self.commands = Some(Box::new(Commands::new(target)));
+        let entries = Entries::new(self.command_entries());
+        self.commands = Some(Box::new(Commands::new(target, entries)));
         let begin = Instant::now();
         self.command_store(0, Deed::Flush, 0, &[])?;
         let mut found = Vec::new();
         while found.is_empty() {
             if begin.elapsed() > FIRST_COMMAND_LIMIT {
-                return Err(UringError::Commands { result: -libc::ETIME });
+                let told = self.commands.as_ref().map_or(0, |commands| commands.last_failure);
+                let result = if told == 0 { -libc::ETIME } else { told };
+                return Err(UringError::Commands { result });
             }
             self.submit_and_wait(Wait::For(Duration::from_millis(100)))?;
             self.reap(&mut found);
@@ -128,13 +146,13 @@ impl Uring {
         while let Some(bytes) = cuts.next(&mut runs) {
             let memory = self.memory(&runs, &mut commands.spare_lists);
             let offset = offset + u64::from(total);
-            commands.waiting.push_back(Prepared { operation, deed, offset, bytes, memory });
+            commands.waiting.push_back(Prepared::new(operation, deed, (offset, bytes), memory));
             outstanding += 1;
             total += bytes;
         }
         if deed == Deed::Flush {
             let memory = Memory::Run(0, None);
-            commands.waiting.push_back(Prepared { operation, deed, offset, bytes: 0, memory });
+            commands.waiting.push_back(Prepared::new(operation, deed, (offset, 0), memory));
             outstanding = 1;
         }
         commands.runs = runs;
@@ -148,6 +166,9 @@ impl Uring {
 
     /// Hands waiting commands to the kernel as far as there are places.
     pub(super) fn issue_commands(&mut self) -> Result<(), UringError> {
+        if let Some(commands) = &mut self.commands {
+            commands.take_due();
+        }
         while let Some(commands) = &mut self.commands {
             let Some((entry, is_registered)) = commands.next_entry() else { break };
             self.command_counters.commands += 1;
@@ -155,6 +176,18 @@ impl Uring {
             self.begin_command(&entry)?;
         }
         Ok(())
+    }
+
+    /// A wait that ends when a command is to be sent again.
+    pub(super) fn wait_for_due(&self, wait: Wait) -> Wait {
+        let next = self.commands.as_ref().and_then(|commands| commands.again.front());
+        let Some((due, _)) = next else { return wait };
+        let pause = due.saturating_duration_since(Instant::now());
+        match wait {
+            Wait::No => Wait::No,
+            Wait::Forever => Wait::For(pause),
+            Wait::For(time) => Wait::For(time.min(pause)),
+        }
     }
 
     fn memory(&self, runs: &[Span], spare_lists: &mut Vec<Vec<libc::iovec>>) -> Memory {
@@ -172,13 +205,21 @@ impl Uring {
     }
 }
 
+impl Prepared {
+    fn new(operation: u32, deed: Deed, (offset, bytes): (u64, u32), memory: Memory) -> Prepared {
+        Prepared { operation, deed, offset, bytes, memory, until: None }
+    }
+}
+
 impl Commands {
-    fn new(target: CommandTarget) -> Commands {
+    fn new(target: CommandTarget, entries: Entries) -> Commands {
         Commands {
             target,
+            entries,
             places: (0..target.depth).map(|_| Place::default()).collect(),
             free: (0..target.depth).rev().collect(),
             waiting: VecDeque::new(),
+            again: VecDeque::new(),
             runs: Vec::new(),
             spare_lists: Vec::new(),
             complaints_left: 0,
@@ -186,14 +227,26 @@ impl Commands {
         }
     }
 
-    /// Whether no command is under way or waits for a place.
+    /// Whether no command is under way or waits.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.free.len() == self.places.len()
+        let is_under_way = self.free.len() < self.places.len();
+        self.waiting.is_empty() && self.again.is_empty() && !is_under_way
+    }
+
+    /// What is to be sent again by now goes before what waits.
+    fn take_due(&mut self) {
+        while let Some((due, _)) = self.again.front() {
+            if *due > Instant::now() {
+                break;
+            }
+            let (_, command) = self.again.pop_front().expect("there is a front");
+            self.waiting.push_front(command);
+        }
     }
 
     /// Gives the next waiting command a place; answers its entry, and whether it is from registered memory.
     fn next_entry(&mut self) -> Option<(io_uring::squeue::Entry128, bool)> {
-        let index = *self.free.last()?;
+        let index = *self.free.last().filter(|_| self.entries.is_free())?;
         let prepared = self.waiting.pop_front()?;
         self.free.pop();
         let CommandTarget { namespace, shift, .. } = self.target;
@@ -209,6 +262,7 @@ impl Commands {
         let bytes = Command { deed, namespace, first, count, address, length }.encode();
         let place = &mut self.places[index as usize];
         place.command = Some(prepared);
+        place.entry = self.entries.command();
         let name = u64::from(place.generation) << 32 | COMMAND | u64::from(index);
         let entry = opcode::UringCmd80::new(STORE, command).cmd(bytes).buf_index(buffer);
         Some((entry.build().user_data(name), buffer.is_some()))
@@ -227,13 +281,15 @@ impl Commands {
         let command = place.command.take().filter(|_| is_current);
         let command = command.expect("a command completes once");
         place.generation = place.generation.wrapping_add(1);
+        self.entries.ended(place.entry);
         self.free.push(index as u32);
+        let mut command = self.unless_again(command, result)?;
         if result != 0 {
-            self.complain(&command, result);
+            self.complain(&command, result, "");
         }
-        if let Memory::List(mut list) = command.memory {
+        if let Memory::List(list) = &mut command.memory {
             list.clear();
-            self.spare_lists.push(list);
+            self.spare_lists.push(std::mem::take(list));
         }
         let progress = &mut slots.all[command.operation as usize].progress;
         if progress.failure == 0 && result != 0 {
@@ -249,14 +305,34 @@ impl Commands {
         slots.complete(slots.tag(command.operation), result, 0)
     }
 
-    fn complain(&mut self, command: &Prepared, result: i32) {
+    /// Keeps a command that failed for the time being, and gives back every other one.
+    fn unless_again(&mut self, mut command: Prepared, result: i32) -> Option<Prepared> {
+        // What a reset ends before the device has answered, the kernel calls interrupted.
+        let was_ended = result == -libc::EINTR;
+        let may_pass = u16::try_from(result).map_or(was_ended, |code| Status(code).may_pass());
+        // Under polling the kernel was seen to mix commands up when a controller is reset: nothing is safe to go on with.
+        if !may_pass || self.target.is_polled {
+            return Some(command);
+        }
+        let now = Instant::now();
+        if now >= *command.until.get_or_insert(now + RESEND_LIMIT) {
+            return Some(command);
+        }
+        if self.again.is_empty() {
+            self.complain(&command, result, ": sent again until it does");
+        }
+        self.again.push_back((now + RESEND_PAUSE, command));
+        None
+    }
+
+    fn complain(&mut self, command: &Prepared, result: i32, what_then: &str) {
         self.last_failure = result;
         if self.complaints_left > 0 {
             self.complaints_left -= 1;
             let Prepared { deed, bytes, offset, .. } = command;
             let more = if self.complaints_left == 0 { "; more are not told" } else { "" };
             eprintln!(
-                "twinpoint: the device failed to {deed} {bytes} bytes at {offset}: {}{more}",
+                "twinpoint: the device failed to {deed} {bytes} bytes at {offset}: {}{what_then}{more}",
                 answer_text(result)
             );
         }
@@ -472,7 +548,7 @@ mod tests {
         let (mut uring, _arena) = ring(true);
         let nobody = File::open("/dev/null").expect("it is there");
         let target = target(&nobody, true).commands.expect("it has some");
-        uring.commands = Some(Box::new(Commands::new(target)));
+        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
         assert!(!uring.must_poll());
         // Under way as far as the ring knows; the kernel never hears of it.
         let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
@@ -480,7 +556,7 @@ mod tests {
         uring.slots.all[operation as usize].progress =
             Progress { outstanding: 1, ..Progress::default() };
         let memory = Memory::Run(0, None);
-        let flush = Prepared { operation, deed: Deed::Flush, offset: 0, bytes: 0, memory };
+        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
         let commands = uring.commands.as_mut().expect("set");
         commands.waiting.push_back(flush);
         commands.next_entry().expect("it waits, and there is a place");
@@ -508,14 +584,14 @@ mod tests {
         let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
         let target = CommandTarget { depth: 1000, ..target(&device, true).commands.expect("set") };
         uring.register_files(&[target.generic]).expect("it is a file");
-        uring.commands = Some(Box::new(Commands::new(target)));
+        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
         uring.overflow.push_back(Completion { user_data: 7, result: 0, flags: 0 });
         let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
         uring.slots.take(operation, Some(5));
         uring.slots.all[operation as usize].progress =
             Progress { outstanding: 1, ..Progress::default() };
         let memory = Memory::Run(0, None);
-        let flush = Prepared { operation, deed: Deed::Flush, offset: 0, bytes: 0, memory };
+        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
         uring.commands.as_mut().expect("set").waiting.push_back(flush);
         uring.issue_commands().expect("there is room for one");
         uring.make_room().expect("it works");
@@ -532,11 +608,47 @@ mod tests {
     }
 
     #[test]
+    fn what_may_pass_is_sent_again_for_a_while() {
+        let (mut uring, _arena) = ring(false);
+        let nobody = File::open("/dev/null").expect("it is there");
+        let target = target(&nobody, false).commands.expect("it has some");
+        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
+        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
+        uring.slots.take(operation, Some(5));
+        uring.slots.all[operation as usize].progress =
+            Progress { outstanding: 1, ..Progress::default() };
+        let memory = Memory::List(Vec::new());
+        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
+        let Uring { commands, slots, .. } = &mut uring;
+        let commands = commands.as_mut().expect("set");
+        commands.waiting.push_back(flush);
+        commands.next_entry().expect("it waits, and there is a place");
+        // As while the controller is reset.
+        assert_eq!(commands.complete(slots, COMMAND, 0x0370), None);
+        assert!(!commands.is_idle() && commands.waiting.is_empty());
+        let begin = Instant::now();
+        uring.enter(uring.wait_for_due(Wait::Forever)).expect("the wait ends when it is due");
+        assert!(begin.elapsed() >= RESEND_PAUSE / 2);
+        let Uring { commands, slots, .. } = &mut uring;
+        let commands = commands.as_mut().expect("set");
+        std::thread::sleep(RESEND_PAUSE / 10);
+        commands.take_due();
+        let again = commands.waiting.front_mut().expect("it is sent again");
+        assert!(again.until.is_some_and(|until| until > begin));
+        // For ever it is not.
+        again.until = Some(begin);
+        commands.next_entry().expect("it waits, and there is a place");
+        let ended = commands.complete(slots, 1 << 32 | COMMAND, 0x0370).expect("it is given up");
+        assert_eq!((ended.user_data, ended.result), (5, -libc::EIO));
+        assert!(commands.is_idle() && commands.spare_lists.len() == 1);
+    }
+
+    #[test]
     fn a_status_is_an_error_of_the_operation() {
         let (mut uring, _arena) = ring(false);
         let nobody = File::open("/dev/null").expect("it is there");
         let target = target(&nobody, false).commands.expect("it has some");
-        uring.commands = Some(Box::new(Commands::new(target)));
+        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
         // Three commands under way as far as the ring knows; the kernel never hears of them.
         let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
         uring.slots.take(operation, Some(5));
@@ -546,16 +658,16 @@ mod tests {
         let commands = commands.as_mut().expect("set");
         for _ in 0..3 {
             let memory = Memory::Run(0, None);
-            let flush = Prepared { operation, deed: Deed::Flush, offset: 0, bytes: 0, memory };
+            let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
             commands.waiting.push_back(flush);
             commands.next_entry().expect("it waits, and there is a place");
         }
         // As if the kernel had answered: two of the three commands fail.
         let names: Vec<u64> = (0..3).map(|index| COMMAND | index).collect();
         assert_eq!(commands.complete(slots, names[1], 0x4281), None);
-        assert_eq!(commands.complete(slots, names[0], -libc::EINTR), None);
+        assert_eq!(commands.complete(slots, names[0], -libc::EINVAL), None);
         let ended = commands.complete(slots, names[2], 0).expect("it was the last one");
         assert_eq!((ended.user_data, ended.result), (5, -libc::EIO));
-        assert_eq!(commands.last_failure, -libc::EINTR);
+        assert_eq!(commands.last_failure, -libc::EINVAL);
     }
 }
