@@ -19,9 +19,10 @@
 //!
 //! # The contract
 //!
-//! - A [`Wire`] belongs to one thread, never blocks and owns no thread. [`Wire::post`] queues; [`Wire::poll`] sends,
-//!   receives and tells. After a post, poll. While poll answers [`Progress::More`], poll again; else wait until
-//!   [`Wire::descriptor`] is readable, or writable while [`Wire::wants_write`] says so. Edge-triggered watching works.
+//! - A [`Wire`] belongs to one thread, never blocks, and needs no other thread to move data. [`Wire::post`] queues;
+//!   [`Wire::poll`] sends, receives and tells. After a post, poll. While poll answers [`Progress::More`], poll again;
+//!   else wait until [`Wire::descriptor`] is readable, or writable while [`Wire::wants_write`] says so. Edge-triggered
+//!   watching works.
 //! - Messages arrive whole, once, in the order of their posts, each after its placed bytes. Nothing else is promised
 //!   about when placed bytes appear: until the message is delivered the target may hold any mix of old and new bytes.
 //! - The source spans of a post belong to the wire until [`Event::Posted`] of its token, in order of the posts, or

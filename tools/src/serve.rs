@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use twinpoint_core::catalog::is_name;
 use twinpoint_core::coordinator::{OnPeerLoss, Replication};
 use twinpoint_core::message::Role;
 use twinpoint_runtime::node::{Node, NodeHandle};
@@ -406,6 +407,11 @@ fn parse_ublk(text: &str) -> Result<UblkVolume, String> {
     };
     if name.is_empty() {
         return Err("the name of a volume is missing, such as disk or disk=0".to_owned());
+    }
+    if !is_name(name) {
+        return Err(
+            "no volume has such a name: letters, digits, dots, dashes and underscores".to_owned()
+        );
     }
     Ok(UblkVolume { name: name.to_owned(), id })
 }

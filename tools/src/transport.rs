@@ -61,9 +61,9 @@ impl TransportArgs {
             inline_bytes: self.rdma_inline,
             ..RdmaOptions::default()
         };
-        options
-            .check()
-            .map_err(|fault| Failure::usage(format!("{fault}: change the --rdma flag")))?;
+        options.check().map_err(|fault| {
+            Failure::usage(format!("{fault}: change the --rdma-* flag that it is about"))
+        })?;
         Ok((choice, options))
     }
 }

@@ -289,22 +289,6 @@ impl Uring {
         entered(result)
     }
 
-    /// Hands over collected polled commands and looks once for completions. Tells whether the caller must not sleep.
-    fn poll_device(&mut self, would_wait: bool) -> Result<bool, UringError> {
-        if !self.must_poll() {
-            return Ok(false);
-        }
-        let polled = self.polled.as_mut().expect("it must be polled");
-        self.counters.enters += 1;
-        self.command_counters.polls += 1;
-        entered(polled.submitter().submit())?;
-        if would_wait && polled.completion().is_empty() {
-            // Whoever else wants this core has work; polling has none.
-            std::thread::yield_now();
-        }
-        Ok(true)
-    }
-
     /// Appends the completions that are there to `completions`; returns how many.
     pub fn reap(&mut self, completions: &mut Vec<Completion>) -> usize {
         let before = completions.len();
@@ -396,14 +380,6 @@ impl Uring {
         match (&self.ring, &self.commands) {
             (Ring::Wide(_), Some(commands)) => commands.entries.is_free(),
             _ => true,
-        }
-    }
-
-    /// Entries of the queue that commands are handed over in.
-    fn command_entries(&mut self) -> u32 {
-        match (&mut self.polled, &mut self.ring) {
-            (Some(ring), _) | (None, Ring::Wide(ring)) => ring.params().sq_entries(),
-            (None, Ring::Narrow(_)) => panic!("commands for a ring that takes none"),
         }
     }
 

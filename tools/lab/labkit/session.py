@@ -1,9 +1,10 @@
 """What a scenario is given: guests, disks, programs, and a place for checks and figures.
 
-A scenario is a module with NAME, TITLE, SECONDS_MAX and `play(lab)`. It raises Failed when a check does not hold and
+A scenario is a module with TITLE, SECONDS_MAX and `play(lab)`. It raises Failed when a check does not hold and
 NotRun when the host lacks something; what it started is ended for it.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from labkit.guest import Disk, Failed, Guest
 
 TCG = "tcg,thread=multi,tb-size=256"
 PROBE_SECONDS_MAX = 25
+# Folders of sockets, each with the number of the lab's process that made it.
+SOCKETS = "twinpoint-lab-"
 
 
 class NotRun(Exception):
@@ -37,7 +40,7 @@ class Session:
         self.guests = []
         self._disks = []
         # The path of a unix socket has 107 bytes at most.
-        self.sockets = tempfile.mkdtemp(prefix="twinpoint-lab-")
+        self.sockets = tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-")
         shared = self.folder / "share" / "bin"
         shared.mkdir(parents=True)
         for name, path in programs.items():
@@ -179,6 +182,14 @@ class Session:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
 
+def sweep_sockets():
+    """Removes what labs left that were killed."""
+    for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
+        process = folder.name.removeprefix(SOCKETS).partition("-")[0]
+        if process.isdecimal() and not pathlib.Path(f"/proc/{process}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def probe_accelerator(image, folder, asked):
     """KVM where it boots our kernel within its limit, software emulation everywhere else; and why, as one line."""
     if asked != "auto":
@@ -192,7 +203,7 @@ def probe_accelerator(image, folder, asked):
     situation = f"{image.boot.name} {pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     if known.exists() and known.read_text() == situation:
         return TCG, "software emulation: a guest did not come up on KVM before"
-    with tempfile.TemporaryDirectory(prefix="twinpoint-lab-") as sockets:
+    with tempfile.TemporaryDirectory(prefix=f"{SOCKETS}{os.getpid()}-") as sockets:
         guest = Guest(image, "a", folder, sockets, "kvm")
         try:
             guest.wait_ready(PROBE_SECONDS_MAX, boots_max=1)

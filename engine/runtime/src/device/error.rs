@@ -184,7 +184,12 @@ impl fmt::Display for DeviceError {
                 path.display()
             ),
             DeviceError::WrongKind { path } => {
-                write!(f, "{} is neither a regular file nor a block device", path.display())
+                write!(
+                    f,
+                    "{} is neither a regular file nor a block device (of an NVMe namespace take /dev/nvme0n1, not \
+                     /dev/ng0n1)",
+                    path.display()
+                )
             }
             DeviceError::WrongSector { path, bytes } => write!(
                 f,

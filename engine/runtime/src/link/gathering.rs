@@ -156,7 +156,8 @@ impl Gathering {
             Some(Over::Superseded) => return Err(Trouble::Superseded),
             Some(Over::Stopped) => return Err(Trouble::Stopping),
             None if there == wanted => {}
-            None | Some(Over::LaneLost) => return Err(Trouble::LanesMissing { there, wanted }),
+            None => return Err(Trouble::LanesMissing { there, wanted }),
+            Some(Over::LaneLost) => return Err(Trouble::LaneLost),
         }
         let places = std::mem::take(&mut state.places);
         Ok(places.into_iter().filter_map(Place::into_lane).collect())

@@ -52,6 +52,8 @@ pub(super) enum Trouble {
     },
     /// A newer set-up took this one's place.
     Superseded,
+    /// One lane was lost, which tells why by itself.
+    LaneLost,
     /// A lane has no transport that will do for both sides.
     Transport(SettleError),
     /// This node stops, restarts, or changed its role.
@@ -91,6 +93,7 @@ impl Trouble {
             Trouble::LaneUnknown(_) => 108,
             Trouble::LanesMissing { .. } => 109,
             Trouble::Superseded => 110,
+            Trouble::LaneLost => 113,
             Trouble::Stopping => 111,
             Trouble::Transport(_) => 112,
         }
@@ -192,6 +195,7 @@ impl fmt::Display for Trouble {
             Trouble::LanesMissing { there, wanted } => {
                 write!(f, "{there} of {wanted} lanes came: check the network between the two nodes")
             }
+            Trouble::LaneLost => write!(f, "a lane did not come about, for the reason told before"),
             Trouble::Superseded => write!(f, "a newer set-up took the place of this one"),
             Trouble::Transport(error) => error.fmt(f),
             Trouble::Stopping => write!(f, "the node stops, restarts or changes its role"),

@@ -197,6 +197,12 @@ impl Keeper {
         let paths = self.units.iter().filter_map(|unit| unit.id).map(path).collect();
         // The node waits for it.
         _ = first.send(done.map(|()| paths));
+        for unit in self.units.iter().filter(|unit| !failed && unit.id.is_none()) {
+            self.node.log(format!(
+                "volume {} is no block device yet: this node serves no volume of that name",
+                unit.volume.name
+            ));
+        }
         while !failed && !self.switch.pause() {
             for index in 0..self.units.len() {
                 let done = self.step(index);

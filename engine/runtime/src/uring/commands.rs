@@ -15,12 +15,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use io_uring::opcode;
+use io_uring::{opcode, squeue};
 use rdma_fallback::Span;
 use twinpoint_core::units::BLOCK_BYTES;
 
 use super::entries::Entries;
 use super::error::answer_text;
+use super::ring::{Ring, entered};
 use super::store::STORE;
 use super::{Completion, SLOTS_RESERVED, Slots, Uring, UringError, Wait};
 use crate::device::CommandTarget;
@@ -178,6 +179,30 @@ impl Uring {
         Ok(())
     }
 
+    /// Entries of the queue that commands are handed over in.
+    pub(super) fn command_entries(&mut self) -> u32 {
+        match (&mut self.polled, &mut self.ring) {
+            (Some(ring), _) | (None, Ring::Wide(ring)) => ring.params().sq_entries(),
+            (None, Ring::Narrow(_)) => panic!("commands for a ring that takes none"),
+        }
+    }
+
+    /// Hands over collected polled commands and looks once for completions. Tells whether the caller must not sleep.
+    pub(super) fn poll_device(&mut self, would_wait: bool) -> Result<bool, UringError> {
+        if !self.must_poll() {
+            return Ok(false);
+        }
+        let polled = self.polled.as_mut().expect("it must be polled");
+        self.counters.enters += 1;
+        self.command_counters.polls += 1;
+        entered(polled.submitter().submit())?;
+        if would_wait && polled.completion().is_empty() {
+            // Whoever else wants this core has work; polling has none.
+            std::thread::yield_now();
+        }
+        Ok(true)
+    }
+
     /// A wait that ends when a command is to be sent again.
     pub(super) fn wait_for_due(&self, wait: Wait) -> Wait {
         let next = self.commands.as_ref().and_then(|commands| commands.again.front());
@@ -245,7 +270,7 @@ impl Commands {
     }
 
     /// Gives the next waiting command a place; answers its entry, and whether it is from registered memory.
-    fn next_entry(&mut self) -> Option<(io_uring::squeue::Entry128, bool)> {
+    fn next_entry(&mut self) -> Option<(squeue::Entry128, bool)> {
         let index = *self.free.last().filter(|_| self.entries.is_free())?;
         let prepared = self.waiting.pop_front()?;
         self.free.pop();

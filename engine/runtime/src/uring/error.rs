@@ -21,6 +21,8 @@ pub enum UringError {
         /// Its name.
         operation: &'static str,
     },
+    /// The limit of locked memory leaves no room for the ring itself.
+    NoMemory,
     /// The process may not lock the arena in memory.
     LockedMemory {
         /// How much is needed.
@@ -60,6 +62,10 @@ impl fmt::Display for UringError {
                 "cannot lock {bytes} bytes of memory: RLIMIT_MEMLOCK is too low; raise it (`ulimit -l unlimited`, \
                  or LimitMEMLOCK=infinity in the service's unit)"
             ),
+            UringError::NoMemory => f.write_str(
+                "no memory can be locked for an io_uring: RLIMIT_MEMLOCK is too low; raise it (`ulimit -l unlimited`, \
+                 or LimitMEMLOCK=infinity in the service's unit)"
+            ),
             UringError::Undrained { in_flight } => {
                 write!(f, "{in_flight} operations did not end in time")
             }
@@ -84,6 +90,7 @@ pub(super) fn refusal(error: io::Error) -> UringError {
     match error.raw_os_error() {
         Some(libc::ENOSYS | libc::EINVAL) => UringError::TooOld,
         Some(libc::EPERM | libc::EACCES) => UringError::Forbidden,
+        Some(libc::ENOMEM) => UringError::NoMemory,
         _ => system(&error),
     }
 }
