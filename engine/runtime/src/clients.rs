@@ -124,11 +124,15 @@ impl Clients {
         index
     }
 
-    /// Lets every client go on that waited for memory, room, or the hold to end.
+    /// Lets every client go on that waited for memory, room, or the hold to end; of a store that answers nothing well
+    /// any more, who waits still is let go.
     pub fn resume(&mut self, host: &mut HostPort<'_>, resumed: &mut Vec<usize>) {
         for (index, client) in self.all.iter_mut().enumerate() {
             if let Some(client) = client.as_mut().filter(|client| client.session.is_starved()) {
                 client.session.resume(host);
+                if host.shared.is_refusing() {
+                    client.session.give_up();
+                }
                 resumed.push(index);
             }
         }

@@ -195,6 +195,11 @@ impl NbdSession {
         self.starved && !self.is_closed()
     }
 
+    /// What a session waits for will not come: its connection ends, so that its client does not wait for ever.
+    pub fn give_up(&mut self) {
+        self.broken |= self.is_starved();
+    }
+
     /// What to send next; empty when there is nothing. Not to be called while a send is under way.
     pub fn output(&mut self) -> Output<'_> {
         if self.broken {

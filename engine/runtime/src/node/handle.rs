@@ -63,11 +63,11 @@ impl NodeHandle {
         }
     }
 
-    /// Waits until clients are let in, or the node ended.
+    /// Waits until clients are let in, the store failed, or the node ended.
     pub(super) fn wait_until_published(&self, supervisor: &JoinHandle<Result<(), NodeError>>) {
         let is_published = || {
             let shared = self.inner.shared.lock().expect("nobody panics with it");
-            shared.as_ref().is_some_and(|shared| shared.is_published())
+            shared.as_ref().is_some_and(|shared| shared.is_published() || shared.is_refusing())
         };
         while !is_published() && !supervisor.is_finished() {
             thread::sleep(Duration::from_millis(1));

@@ -309,6 +309,27 @@ fn a_full_ring_stops_the_input() {
     rig.close();
 }
 
+/// A store that failed gives no memory back: the client's connection ends, with all buffers, and one that waits for
+/// nothing is left alone.
+#[test]
+fn who_waits_for_what_will_not_come_is_let_go() {
+    let mut rig = Rig::connected(18, SIZE, 4, true);
+    rig.session.give_up();
+    assert!(!rig.session.is_finished());
+    rig.client.read(0, 64 << 10);
+    rig.client.write(1 << 20, &[1; 64 << 10]);
+    for _ in 0..2000 {
+        rig.step();
+        if rig.session.is_starved() {
+            break;
+        }
+    }
+    assert!(rig.session.is_starved());
+    rig.session.give_up();
+    assert!(rig.session.is_finished());
+    rig.close();
+}
+
 #[test]
 fn a_client_that_does_not_read_is_not_served_without_end() {
     let mut rig = Rig::connected(15, SIZE, 6000, true);
