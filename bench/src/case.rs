@@ -136,12 +136,13 @@ pub fn loads() -> Vec<Load> {
 /// The cases of a set-up whose name has every one of the words, which are divided by spaces.
 pub fn cases(setup: Setup, words: &str) -> Vec<Case> {
     let cases = loads().into_iter().map(|load| Case { setup, load });
-    cases
-        .filter(|case| {
-            let name = format!("-{case}-");
-            words.split_whitespace().all(|word| name.contains(&format!("-{word}-")))
-        })
-        .collect()
+    cases.filter(|case| has_words(&case.to_string(), words)).collect()
+}
+
+/// Whether a name, whose words are divided by dashes, has every one of the words, which are divided by spaces.
+pub fn has_words(name: &str, words: &str) -> bool {
+    let name = format!("-{name}-");
+    words.split_whitespace().all(|word| name.contains(&format!("-{word}-")))
 }
 
 #[cfg(test)]
@@ -164,5 +165,7 @@ mod tests {
             .map(|case| case.to_string())
             .collect();
         assert_eq!(chosen, ["nbd-sync-rand4k-q1-f1"]);
+        assert!(has_words("rand4k-q64", "q64") && has_words("rand4k-q64-f1024", "rand4k-q64"));
+        assert!(!has_words("seq64k-q16", "q64") && !has_words("seq64k-q16", "q1"));
     }
 }

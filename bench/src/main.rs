@@ -8,13 +8,16 @@
 //! ```
 //!
 //! Beside the flow. Invariants: every figure of a run comes from the same seed, which is printed; all nodes that a run
-//! starts end with it, also when it fails.
+//! starts end with it, and the stores are removed, also when it fails or is interrupted. It exits with 1 if it failed, with
+//! 2 if a flag is wrong, with 128 and the signal's number if it was interrupted.
 #![forbid(unsafe_code)]
 
 mod case;
 mod efficiency;
+mod ending;
 mod engine_target;
 mod failure;
+mod flags;
 mod host;
 mod load;
 mod measurement;
@@ -22,6 +25,7 @@ mod nbd_target;
 mod node_process;
 mod peers;
 mod random;
+mod readings;
 mod report;
 mod rig;
 mod run;
@@ -32,8 +36,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+const ENDS: &str = "\
+Its nodes end with it, and its stores are removed; only a kill (SIGKILL) leaves the stores behind.
+Exits with 0, 1 if it failed, 2 if a flag is wrong, 128 and the signal's number if SIGINT, SIGTERM or SIGHUP ended it.";
+
 #[derive(Parser)]
-#[command(version, about = "Loads Twinpoint, measures it, reports.")]
+#[command(version, about = "Loads Twinpoint, measures it, reports.", after_help = ENDS)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -54,16 +62,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Run(options) => run::run(&options),
-        Command::Peers(options) => peers::run(&options),
-        Command::Wire(options) => wire::run(&options),
+        Command::Run(options) => ending::at_signals().and_then(|()| run::run(&options)),
+        Command::Peers(options) => ending::at_signals().and_then(|()| peers::run(&options)),
+        Command::Wire(options) => ending::at_signals().and_then(|()| wire::run(&options)),
+        // It ends when its parent does.
         Command::Node(arguments) => node_process::serve(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("twinpoint-bench: {failure}");
-            ExitCode::FAILURE
-        }
+        Err(failure) => ending::end(&failure.to_string(), failure.exit_code()),
     }
 }

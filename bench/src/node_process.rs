@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use twinpoint_runtime::device::DeviceError;
 use twinpoint_runtime::node::{Node, NodeError};
 use twinpoint_runtime::options::{Choice, DeviceMode, NbdAddress, NodeOptions, RdmaOptions};
 
+use crate::ending::{Process, end};
 use crate::failure::Failure;
 
 /// How long a store may stay in use after its last user ended: the kernel closes files of an io_uring late.
@@ -166,7 +167,8 @@ pub fn serve(arguments: NodeArguments) -> Result<(), Failure> {
 
 /// A child with a node, as its parent has it.
 pub struct NodeProcess {
-    child: Child,
+    process: Process,
+    log: PathBuf,
     /// Closed to end the child.
     stdin: Option<ChildStdin>,
     /// It is meant to end.
@@ -186,28 +188,29 @@ impl NodeProcess {
             File::create(&log_path).map_err(|error| Failure::File(log_path.clone(), error))?;
         let program =
             std::env::current_exe().map_err(|error| Failure::File("/proc".into(), error))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments.command_line())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
+            .stderr(log);
+        let process = Process::start(&mut command)
             .map_err(|error| Failure::NodeProcess(error.to_string()))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().expect("it was asked for");
+        let (stdin, stdout) = process.pipes();
+        let stdout = stdout.expect("it was asked for");
         let mut line = String::new();
         // An error leaves the line empty, which is none that a child says.
         let mut stdout = BufReader::new(stdout);
         _ = stdout.read_line(&mut line);
         let ending = Arc::new(AtomicBool::new(false));
         let is_meant = Arc::clone(&ending);
-        let mut process = NodeProcess { child, stdin, ending, address: String::new() };
+        let log = log_path.clone();
+        let mut node = NodeProcess { process, log, stdin, ending, address: String::new() };
         match line.trim_end().split_once(' ') {
-            Some((READY, address)) => address.clone_into(&mut process.address),
+            Some((READY, address)) => address.clone_into(&mut node.address),
             _ => {
-                process.end();
-                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-                return Err(Failure::NodeProcess(log));
+                node.end();
+                return Err(Failure::NodeProcess(node.words()));
             }
         }
         std::thread::spawn(move || {
@@ -215,31 +218,33 @@ impl NodeProcess {
             _ = stdout.read_to_end(&mut Vec::new());
             if !is_meant.load(Ordering::SeqCst) {
                 let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-                eprintln!("twinpoint-bench: {}", Failure::NodeProcess(log));
-                std::process::exit(1);
+                let failure = Failure::NodeProcess(log);
+                end(&failure.to_string(), failure.exit_code());
             }
         });
-        Ok(process)
+        Ok(node)
     }
 
     /// Its process number.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.process.id()
+    }
+
+    /// The last line of its log.
+    pub fn last_words(&self) -> String {
+        let words = self.words();
+        words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing").to_owned()
+    }
+
+    fn words(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     fn end(&mut self) {
         self.ending.store(true, Ordering::SeqCst);
         drop(self.stdin.take());
-        let deadline = Instant::now() + END_LIMIT;
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > deadline {
-                // It has its chance behind it; a store recovers from anything.
-                _ = self.child.kill();
-                _ = self.child.wait();
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // Beyond it, it is killed; a store recovers from anything.
+        self.process.ends_within(END_LIMIT);
     }
 }
 

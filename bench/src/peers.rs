@@ -7,20 +7,21 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::Value;
 
-use crate::case::{Frontend, Pairing, Setup};
+use crate::case::{Frontend, Pairing, Setup, has_words};
+use crate::ending::Process;
 use crate::failure::Failure;
+use crate::flags::{ROUNDS, SECONDS_MAX, StoreOptions};
 use crate::host;
 use crate::load::Loader;
 use crate::measurement::median;
 use crate::report::{Report, readme};
 use crate::rig::{Rig, RigOptions, VOLUME};
-use crate::run::{StoreOptions, file_names};
 use crate::usage::{TICKS_PER_SECOND, Usage, machine_busy_ticks};
 
 const NBDKIT_IMAGE: &str = "nbdkit.img";
@@ -46,13 +47,13 @@ kept busy. The mark is sync at 0.5 of nbdkit or more in the first case.
 #[derive(Args, Debug)]
 pub struct PeersOptions {
     /// How often every case is measured.
-    #[arg(long, value_name = "COUNT", default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(ROUNDS))]
+    rounds: u32,
     /// Measured time of each case, in whole seconds: fio knows no parts.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]
     seconds: u64,
-    /// Measure only loads whose name has this text, as q64.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Measure only loads whose name has these words, as q64.
+    #[arg(long, value_name = "WORDS", default_value = "")]
     only: String,
     /// Where the results go: peers.txt, peers.csv, and peers.md. Default: `bench/results/<date>-<kind of machine>-peers`.
     #[arg(long, value_name = "FOLDER")]
@@ -68,11 +69,9 @@ struct Server {
 }
 
 enum Kind {
-    Nbdkit(Nbdkit),
+    Nbdkit(Process),
     Ours(Box<Rig>),
 }
-
-struct Nbdkit(Child);
 
 #[derive(Clone, Debug)]
 struct Outcome {
@@ -86,17 +85,9 @@ struct Outcome {
 impl Server {
     fn usage(&self) -> Usage {
         match &self.kind {
-            Kind::Nbdkit(nbdkit) => Usage::of_process(nbdkit.0.id()),
+            Kind::Nbdkit(process) => Usage::of_process(process.id()),
             Kind::Ours(rig) => rig.usage().0,
         }
-    }
-}
-
-impl Drop for Nbdkit {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        _ = self.0.kill();
-        _ = self.0.wait();
     }
 }
 
@@ -105,7 +96,7 @@ impl Drop for Nbdkit {
 /// # Errors
 /// The first failure.
 pub fn run(options: &PeersOptions) -> Result<(), Failure> {
-    let loads: Vec<_> = LOADS.iter().filter(|(name, _)| name.contains(&options.only)).collect();
+    let loads: Vec<_> = LOADS.iter().filter(|(name, _)| has_words(name, &options.only)).collect();
     if loads.is_empty() {
         return Err(Failure::NoCase(options.only.clone()));
     }
@@ -113,12 +104,11 @@ pub fn run(options: &PeersOptions) -> Result<(), Failure> {
         let name = format!("{}-{}-peers", host::today(), host::short_name());
         PathBuf::from("bench/results").join(name)
     });
-    let (rig_options, mut store_folder) = options.stores.prepare()?;
-    store_folder.files = [file_names("single-"), file_names("sync-")].concat();
-    store_folder.files.extend([NBDKIT_IMAGE, NBDKIT_SOCKET, "nbdkit.log"].map(str::to_owned));
+    let (rig_options, _store_folder) = options.stores.prepare()?;
+    let report = Report::create(&folder)?;
     let servers = start_servers(&rig_options)?;
     let mut results: Vec<Vec<Vec<Outcome>>> = vec![vec![Vec::new(); servers.len()]; loads.len()];
-    for round in 1..=options.rounds.max(1) {
+    for round in 1..=options.rounds {
         for (load, (name, flags)) in loads.iter().enumerate() {
             for (index, server) in servers.iter().enumerate() {
                 settle(&rig_options.folder);
@@ -130,7 +120,6 @@ pub fn run(options: &PeersOptions) -> Result<(), Failure> {
     }
     let names: Vec<&str> = servers.iter().map(|server| server.name).collect();
     let (text, table) = tables(&loads, &names, &results);
-    let report = Report::create_plain(&folder)?;
     report.write("peers.txt", &text)?;
     report.write("peers.csv", &table)?;
     let versions =
@@ -166,20 +155,18 @@ fn start_nbdkit(options: &RigOptions) -> Result<Server, Failure> {
     file.sync_all().map_err(failed)?;
     let log = options.folder.join("nbdkit.log");
     let log = File::create(&log).map_err(|error| Failure::File(log, error))?;
-    if socket.exists() {
-        std::fs::remove_file(&socket).map_err(|error| Failure::File(socket.clone(), error))?;
-    }
-    let child = Command::new("nbdkit")
+    let mut command = Command::new("nbdkit");
+    command
         .arg("-f")
         .arg("-U")
         .arg(&socket)
         .arg("file")
         .arg(&image)
         .stdin(Stdio::null())
-        .stderr(log)
-        .spawn()
+        .stderr(log);
+    let process = Process::start(&mut command)
         .map_err(|error| Failure::Program("nbdkit", error.to_string()))?;
-    let kind = Kind::Nbdkit(Nbdkit(child));
+    let kind = Kind::Nbdkit(process);
     let deadline = Instant::now() + START_LIMIT;
     while !socket.exists() {
         if Instant::now() > deadline {
@@ -200,14 +187,26 @@ fn settle(folder: &Path) {
 
 fn fio(server: &Server, flags: &[&str], options: &PeersOptions) -> Result<Outcome, Failure> {
     let (before, ticks) = (server.usage(), machine_busy_ticks());
-    let output = Command::new("fio")
-        .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--time_based"])
+    let mut command = Command::new("fio");
+    command
+        // A thread, for a process of fio's would outlive it if it is killed.
+        .args([
+            "--thread",
+            "--name=bench",
+            "--ioengine=nbd",
+            "--output-format=json",
+            "--time_based",
+        ])
         .args(["--randrepeat=0", "--norandommap", "--percentile_list=50:99"])
         .arg(format!("--uri={}", server.uri))
         .arg(format!("--runtime={}", options.seconds))
         .arg(format!("--size={}m", options.stores.volume_mib))
         .args(flags)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = Process::start(&mut command)
+        .and_then(Process::output)
         .map_err(|error| Failure::Program("fio", error.to_string()))?;
     let (used, ticks) = (server.usage().since(before), machine_busy_ticks() - ticks);
     let text = String::from_utf8_lossy(&output.stdout);

@@ -2,53 +2,38 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use crate::case::{Case, Frontend, Pattern};
+use crate::ending::Folder;
 use crate::failure::Failure;
 use crate::host;
 use crate::measurement::{COLUMNS, Measurement};
 
-/// A folder of results.
+/// A folder of results. If it was made for them and none came, it goes.
 pub struct Report {
-    folder: PathBuf,
+    folder: Folder,
+    /// raw.csv, once it has a line.
     raw: Option<File>,
 }
 
 impl Report {
-    /// Makes the folder, and raw.csv with its header.
+    /// Makes the folder.
     ///
     /// # Errors
     /// [`Failure::File`].
     pub fn create(folder: &Path) -> Result<Report, Failure> {
-        let mut report = Report::create_plain(folder)?;
-        let path = folder.join("raw.csv");
-        let failed = |error| Failure::File(path.clone(), error);
-        let mut raw = File::create(&path).map_err(failed)?;
-        let columns = COLUMNS.join(",");
-        let header = format!("round,frontend,stores,pattern,depth,flush_every,{columns}\n");
-        raw.write_all(header.as_bytes()).map_err(failed)?;
-        report.raw = Some(raw);
-        Ok(report)
+        Ok(Report { folder: Folder::of_results(folder)?, raw: None })
     }
 
-    /// Makes the folder alone.
-    ///
-    /// # Errors
-    /// [`Failure::File`].
-    pub fn create_plain(folder: &Path) -> Result<Report, Failure> {
-        fs::create_dir_all(folder).map_err(|error| Failure::File(folder.to_owned(), error))?;
-        Ok(Report { folder: folder.to_owned(), raw: None })
-    }
-
-    /// Adds a line to raw.csv.
+    /// Adds a line to raw.csv, which begins with its header.
     ///
     /// # Errors
     /// [`Failure::File`].
     pub fn add(
         &mut self,
-        round: usize,
+        round: u32,
         case: Case,
         measurement: &Measurement,
     ) -> Result<(), Failure> {
@@ -56,9 +41,17 @@ impl Report {
         let values: Vec<String> =
             measurement.values.iter().map(|value| format!("{value:.4}")).collect();
         let line = format!("{round},{names},{}\n", values.join(","));
-        let path = self.folder.join("raw.csv");
-        let raw = self.raw.as_mut().expect("the report was made with raw.csv");
-        raw.write_all(line.as_bytes()).map_err(|error| Failure::File(path, error))
+        let path = self.folder.path().join("raw.csv");
+        let raw = match self.raw.take() {
+            Some(raw) => Ok(raw),
+            None => begin_raw(&path),
+        };
+        let written = raw.and_then(|mut raw| {
+            raw.write_all(line.as_bytes())?;
+            self.raw = Some(raw);
+            Ok(())
+        });
+        written.map_err(|error| Failure::File(path, error))
     }
 
     /// Writes a file of the folder.
@@ -66,9 +59,16 @@ impl Report {
     /// # Errors
     /// [`Failure::File`].
     pub fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
-        let path = self.folder.join(name);
+        let path = self.folder.path().join(name);
         fs::write(&path, text).map_err(|error| Failure::File(path, error))
     }
+}
+
+fn begin_raw(path: &Path) -> io::Result<File> {
+    let mut raw = File::create(path)?;
+    let columns = COLUMNS.join(",");
+    writeln!(raw, "round,frontend,stores,pattern,depth,flush_every,{columns}")?;
+    Ok(raw)
 }
 
 /// The table that a person reads: medians over the rounds.

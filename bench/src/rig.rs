@@ -28,6 +28,8 @@ pub const VOLUME: &str = "bench";
 const SHARDS: u16 = 4;
 /// How long a pair may take to find each other, or to settle.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// After how long without a connection a person is told why.
+const PATIENCE: Duration = Duration::from_secs(5);
 const CONTROL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Sizes and places.
@@ -100,7 +102,7 @@ impl Rig {
         let secondary_control = path("secondary.control");
         let rig = Rig { primary, secondary, control, secondary_control, nbd };
         if is_pair {
-            rig.wait_for("the pair's connection", |status| status.peer.state == "connected")?;
+            rig.connect()?;
         }
         let size_bytes = options.volume_bytes;
         let create = ControlRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes };
@@ -128,7 +130,7 @@ impl Rig {
     /// If it does not settle.
     pub fn settled_status(&self) -> Result<NodeStatus, Failure> {
         let is_pair = self.secondary.is_some();
-        self.wait_for("that the pair settles", |status| {
+        self.wait_for("that the pair settles", SETTLE_LIMIT, |status| {
             !is_pair || status.lag.points == 0 && status.cp.secondary >= status.cp.local
         })
     }
@@ -155,12 +157,41 @@ impl Rig {
         (primary.plus(secondary.unwrap_or_default()), client)
     }
 
+    /// Waits until the nodes of a pair are connected.
+    fn connect(&self) -> Result<(), Failure> {
+        let what = "the pair's connection";
+        let is_connected = |status: &NodeStatus| status.peer.state == "connected";
+        match self.wait_for(what, PATIENCE, is_connected) {
+            Err(Failure::Late(..)) => {}
+            status => return status.map(drop),
+        }
+        eprintln!("twinpoint-bench: still waiting for {what}: {}", self.last_words());
+        match self.wait_for(what, SETTLE_LIMIT - PATIENCE, is_connected) {
+            Err(Failure::Late(..)) => Err(Failure::NoPair(SETTLE_LIMIT, self.last_words())),
+            status => status.map(drop),
+        }
+    }
+
+    /// What the nodes of other processes said last.
+    fn last_words(&self) -> String {
+        let primary = match &self.primary {
+            Primary::Here(_) => None,
+            Primary::There(process) => Some(process),
+        };
+        let nodes = [("primary", primary), ("secondary", self.secondary.as_ref())];
+        let said = nodes
+            .into_iter()
+            .filter_map(|(name, node)| Some(format!("the {name} says \"{}\"", node?.last_words())));
+        said.collect::<Vec<_>>().join(", ")
+    }
+
     fn wait_for(
         &self,
         what: &'static str,
+        limit: Duration,
         is_so: impl Fn(&NodeStatus) -> bool,
     ) -> Result<NodeStatus, Failure> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
+        let deadline = Instant::now() + limit;
         loop {
             let status = request(&self.control, &ControlRequest::Status)?.status;
             let status = status.ok_or_else(|| Failure::NodeProcess("no status".to_owned()))?;
@@ -168,7 +199,7 @@ impl Rig {
                 return Ok(*status);
             }
             if Instant::now() > deadline {
-                return Err(Failure::Late(what, SETTLE_LIMIT));
+                return Err(Failure::Late(what, limit));
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -1,7 +1,6 @@
 //! The matrix: every case for a fixed time, set-up after set-up, round after round, so that all cases see the same
 //! noise.
 
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use clap::Args;
 
 use crate::case::{Case, cases, setups};
 use crate::failure::Failure;
+use crate::flags::{ROUNDS, StoreOptions, parse_seconds};
 use crate::host;
 use crate::load::{Loader, Target, Timing, flush};
 use crate::measurement::{Measurement, Reading};
 use crate::report::{LEGEND, Report, progress, readme, summary};
-use crate::rig::{Rig, RigOptions};
+use crate::rig::Rig;
 use crate::usage::machine_busy_ticks;
 
 /// Flags of `run`.
@@ -24,11 +24,11 @@ pub struct RunOptions {
     quick: bool,
     /// Measured time of each case, in seconds. Default: 3, with --quick 0.3. A third of it, at most 1 s, comes before
     /// as warm-up.
-    #[arg(long, value_name = "SECONDS")]
-    seconds: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    seconds: Option<Duration>,
     /// How often every case is measured. Default: 3, with --quick 1.
-    #[arg(long, value_name = "COUNT")]
-    rounds: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(ROUNDS))]
+    rounds: Option<u32>,
     /// Measure only cases whose name has these words, as "nbd-sync rand4k q64 f1024".
     #[arg(long, value_name = "WORDS", default_value = "")]
     only: String,
@@ -42,74 +42,14 @@ pub struct RunOptions {
     stores: StoreOptions,
 }
 
-/// Where the stores lie, and how large they are.
-#[derive(Args, Debug)]
-pub struct StoreOptions {
-    /// A folder for the stores; their files are removed at the end. Default: one in the folder for temporary files.
-    #[arg(long, value_name = "FOLDER")]
-    store_dir: Option<PathBuf>,
-    /// Size of each store, in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 3072)]
-    store_mib: u64,
-    /// Size of the volume, in MiB. It is written once before anything is measured.
-    #[arg(long, value_name = "MIB", default_value_t = 960)]
-    pub volume_mib: u64,
-    /// Accept a file system that knows no direct access; the figures then say little.
-    #[arg(long)]
-    buffered: bool,
-}
-
-impl StoreOptions {
-    /// Makes the folder.
-    ///
-    /// # Errors
-    /// [`Failure::File`].
-    pub fn prepare(&self) -> Result<(RigOptions, StoreFolder), Failure> {
-        let default =
-            || std::env::temp_dir().join(format!("twinpoint-bench-{}", std::process::id()));
-        let path = self.store_dir.clone().unwrap_or_else(default);
-        let existed = path.exists();
-        std::fs::create_dir_all(&path).map_err(|error| Failure::File(path.clone(), error))?;
-        let options = RigOptions {
-            folder: path.clone(),
-            store_bytes: self.store_mib << 20,
-            volume_bytes: self.volume_mib << 20,
-            buffered: self.buffered,
-            transport: "tcp".to_owned(),
-            address: Ipv4Addr::LOCALHOST.into(),
-        };
-        Ok((options, StoreFolder { path, existed, files: Vec::new() }))
-    }
-}
-
-/// Removes what a run put into the folder of stores, at its end.
-pub struct StoreFolder {
-    path: PathBuf,
-    existed: bool,
-    /// Files in it, by name.
-    pub files: Vec<String>,
-}
-
-impl Drop for StoreFolder {
-    fn drop(&mut self) {
-        // What is not there needs no removal, and what cannot be removed is the operator's.
-        for file in &self.files {
-            _ = std::fs::remove_file(self.path.join(file));
-        }
-        if !self.existed {
-            _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
 /// Measures, and writes the results.
 ///
 /// # Errors
 /// The first failure.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
-    let seconds = options.seconds.unwrap_or(if options.quick { 0.3 } else { 3.0 });
-    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 }).max(1);
-    let measured = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(3));
+    let default = Duration::from_millis(if options.quick { 300 } else { 3000 });
+    let measured = options.seconds.unwrap_or(default);
+    let rounds = options.rounds.unwrap_or(if options.quick { 1 } else { 3 });
     let timing = Timing { warm_up: (measured / 3).min(Duration::from_secs(1)), measured };
     let chosen: Vec<_> = setups()
         .into_iter()
@@ -124,17 +64,16 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let folder = options.out.clone().unwrap_or_else(|| {
         PathBuf::from("bench/results").join(format!("{}-{}", host::today(), host::short_name()))
     });
+    let (rig_options, _store_folder) = options.stores.prepare()?;
     let mut report = Report::create(&folder)?;
-    let (rig_options, mut store_folder) = options.stores.prepare()?;
-    store_folder.files = file_names("");
     eprintln!("seed {}, {} cases, {rounds} rounds", options.seed, results.len());
-    let total = results.len() * rounds;
+    let total = results.len() * rounds as usize;
     let mut done = 0;
     for round in 1..=rounds {
         for (setup, cases) in &chosen {
             let rig = Rig::start("", *setup, &rig_options)?;
             let mut target = rig.target()?;
-            let mut loader = Loader::new(options.seed.wrapping_add(round as u64 - 1));
+            let mut loader = Loader::new(options.seed.wrapping_add(u64::from(round) - 1));
             loader.fill(target.as_mut())?;
             for case in cases {
                 let measurement = measure(&rig, target.as_mut(), &mut loader, *case, timing)?;
@@ -152,7 +91,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let more = [
         ("seed", options.seed.to_string()),
         ("rounds", rounds.to_string()),
-        ("time of a case", format!("{seconds} s, after {} s", timing.warm_up.as_secs_f64())),
+        ("time of a case", time_text(timing)),
         ("volume", format!("{} MiB, written before", options.stores.volume_mib)),
     ];
     let title = "Engine and NBD, one store and two";
@@ -161,19 +100,9 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The files that a rig of this name makes.
-pub fn file_names(name: &str) -> Vec<String> {
-    let suffixes = [
-        "primary.store",
-        "secondary.store",
-        "primary.control",
-        "secondary.control",
-        "primary.log",
-        "secondary.log",
-        "key",
-        "nbd",
-    ];
-    suffixes.iter().map(|suffix| format!("{name}{suffix}")).collect()
+fn time_text(timing: Timing) -> String {
+    let [measured, warm_up] = [timing.measured, timing.warm_up].map(|time| time.as_secs_f64());
+    format!("{measured} s, after {warm_up} s")
 }
 
 fn measure(

@@ -1,30 +1,27 @@
 //! The comparison of transports: what the same loads cost a sync pair over TCP and over RDMA, counted, and their speed.
 //!
 //! Either on this host, both nodes in processes of their own on one address; or from readings that were taken elsewhere
-//! (two hosts, the lab): a folder with one folder for each turn of each load, `LOAD.TRANSPORT.TURN`, and in it what
-//! `twinpoint status --json` said before and after it on both nodes, and what fio said.
+//! (two hosts, the lab).
 //!
 //! Invariants: every load is put on all transports in turn in each round; a reading is taken only when the pair has
 //! settled, so that all that a load cost is in it.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
-use twinpoint_runtime::status::NodeStatus;
 
-use crate::case::{Frontend, Load, Pairing, Pattern, Setup};
+use crate::case::{Frontend, Load, Pairing, Pattern, Setup, has_words};
 use crate::efficiency::{CALL_KINDS, Costs, Readings};
 use crate::failure::Failure;
+use crate::flags::{ROUNDS, StoreOptions, parse_seconds};
 use crate::host;
 use crate::load::{Loader, Timing, flush};
 use crate::measurement::median;
+use crate::readings::{Turns, read_turns};
 use crate::report::{Report, readme};
-use crate::rig::Rig;
-use crate::run::{StoreOptions, file_names};
+use crate::rig::{Rig, RigOptions};
 
 /// The loads, by names that sort as they are meant to be read.
 const LOADS: [(&str, Load); 6] = [
@@ -35,12 +32,7 @@ const LOADS: [(&str, Load); 6] = [
     ("seq1m-q04", Load { pattern: Pattern::Sequential1024, depth: 4, flush_every: 0 }),
     ("seq64k-q16", Load { pattern: Pattern::Sequential64, depth: 16, flush_every: 0 }),
 ];
-/// Files of a turn's folder: of the primary and the secondary, before and after, and what fio said.
-const STATUS_FILES: [[&str; 2]; 2] = [
-    ["primary-before.json", "secondary-before.json"],
-    ["primary-after.json", "secondary-after.json"],
-];
-const FIO_FILE: &str = "fio.json";
+const TITLE: &str = "What the transports cost";
 const LEGEND: &str = "\
 Counted from both nodes' `efficiency`, not timed, but for IOPS. `copied by us` is bytes that a process copied in its own
 memory, for each byte: clients' commands into buffers, data sent, data received; what kernels copy beside is in
@@ -50,6 +42,20 @@ and `clock`, which come with time and not with work. Verbs and completions are f
 Loads are named pattern-q<commands under way>, -f1 with a flush after each write.
 ";
 
+/// What says how to measure.
+const MEASURING: [&str; 10] = [
+    "short",
+    "rounds",
+    "seconds",
+    "transports",
+    "address",
+    "only",
+    "store_dir",
+    "store_mib",
+    "volume_mib",
+    "buffered",
+];
+
 /// Flags of `wire`.
 #[derive(Args, Debug)]
 pub struct WireOptions {
@@ -57,22 +63,23 @@ pub struct WireOptions {
     #[arg(long)]
     short: bool,
     /// How often every load is put on each transport. Default: 3, with --short 1.
-    #[arg(long, value_name = "COUNT")]
-    rounds: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(ROUNDS))]
+    rounds: Option<u32>,
     /// Time of each load, in seconds. Default: 3, with --short 0.3.
-    #[arg(long, value_name = "SECONDS")]
-    seconds: Option<f64>,
-    /// Which transports, in this order, divided by commas: tcp, rdma.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    seconds: Option<Duration>,
+    /// Which transports, each once, in this order, divided by commas: tcp, rdma. rdma needs a device whose port is up.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = ["tcp", "rdma"], default_value = "tcp")]
     transports: Vec<String>,
     /// The address of this host that the pair speaks over; for rdma, that of an RDMA device.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     address: std::net::IpAddr,
-    /// Only loads whose name has this text, as q64.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Only loads whose name has these words, as q64 or "rand4k f1".
+    #[arg(long, value_name = "WORDS", default_value = "")]
     only: String,
-    /// Measure nothing: make the table from readings in this folder.
-    #[arg(long, value_name = "FOLDER")]
+    /// Measure nothing: make the table from readings in this folder. What was not said by the primary and the secondary
+    /// of one pair, before and after, is refused.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = MEASURING)]
     readings: Option<PathBuf>,
     /// Where the results go: wire.md and wire.csv. Default: `bench/results/<date>-<kind of machine>-wire`; with
     /// --readings, their folder.
@@ -82,58 +89,79 @@ pub struct WireOptions {
     stores: StoreOptions,
 }
 
-/// By load and transport.
-type Turns = BTreeMap<(String, String), Vec<Readings>>;
-
 /// Measures, or reads what was measured, and writes the tables.
 ///
 /// # Errors
 /// The first failure.
 pub fn run(options: &WireOptions) -> Result<(), Failure> {
-    let default = || {
-        let name = format!("{}-{}-wire", host::today(), host::short_name());
-        options.readings.clone().unwrap_or_else(|| PathBuf::from("bench/results").join(name))
-    };
-    let folder = options.out.clone().unwrap_or_else(default);
-    let report = Report::create_plain(&folder)?;
-    let (turns, facts) = match &options.readings {
-        Some(readings) => (read_turns(readings)?, None),
-        None => {
-            let (turns, store_folder) = measure(options)?;
-            (turns, Some(store_folder))
-        }
-    };
-    let tables = [main_table(&turns), call_table(&turns)].join("\n");
-    let notes = format!("{tables}\n{LEGEND}");
-    let text = match facts {
-        Some(store_folder) => readme("What the transports cost", &store_folder, &[], &notes),
-        None => format!("# What the transports cost\n\n{notes}"),
-    };
-    report.write("wire.md", &text)?;
-    report.write("wire.csv", &csv(&turns))?;
-    println!("{tables}\nwritten to {}", folder.display());
+    let Some(readings) = &options.readings else { return measure_and_write(options) };
+    let turns = read_turns(readings)?;
+    let folder = options.out.as_ref().unwrap_or(readings);
+    write(&Report::create(folder)?, &turns, |notes| format!("# {TITLE}\n\n{notes}"))?;
+    println!("written to {}", folder.display());
     Ok(())
 }
 
-fn measure(options: &WireOptions) -> Result<(Turns, PathBuf), Failure> {
-    let loads: Vec<_> = LOADS.iter().filter(|(name, _)| name.contains(&options.only)).collect();
+fn measure_and_write(options: &WireOptions) -> Result<(), Failure> {
+    let loads: Vec<_> = LOADS.iter().filter(|(name, _)| has_words(name, &options.only)).collect();
     if loads.is_empty() {
         return Err(Failure::NoCase(options.only.clone()));
     }
-    let rounds = options.rounds.unwrap_or(if options.short { 1 } else { 3 }).max(1);
-    let seconds = options.seconds.unwrap_or(if options.short { 0.3 } else { 3.0 });
-    let measured = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(3));
+    check_transports(&options.transports)?;
+    let (rig_options, _store_folder) = options.stores.prepare()?;
+    let folder = options.out.clone().unwrap_or_else(|| {
+        let name = format!("{}-{}-wire", host::today(), host::short_name());
+        PathBuf::from("bench/results").join(name)
+    });
+    let report = Report::create(&folder)?;
+    let turns = measure(options, &loads, &rig_options)?;
+    write(&report, &turns, |notes| readme(TITLE, &rig_options.folder, &[], notes))?;
+    println!("written to {}", folder.display());
+    Ok(())
+}
+
+/// Writes and prints the tables; `text_of` makes a page of them.
+fn write(
+    report: &Report,
+    turns: &Turns,
+    text_of: impl FnOnce(&str) -> String,
+) -> Result<(), Failure> {
+    let tables = [main_table(turns), call_table(turns)].join("\n");
+    report.write("wire.md", &text_of(&format!("{tables}\n{LEGEND}")))?;
+    report.write("wire.csv", &csv(turns))?;
+    println!("{tables}");
+    Ok(())
+}
+
+/// Whether each is named once, and possible here: nodes that want RDMA and have none try for ever.
+fn check_transports(transports: &[String]) -> Result<(), Failure> {
+    for (index, transport) in transports.iter().enumerate() {
+        if transports[..index].contains(transport) {
+            return Err(Failure::Usage(format!("--transports: {transport} is named twice")));
+        }
+    }
+    if transports.iter().any(|transport| transport == "rdma") {
+        rdma_fallback::rdma::probe().map_err(Failure::NoRdma)?;
+    }
+    Ok(())
+}
+
+fn measure(
+    options: &WireOptions,
+    loads: &[&(&str, Load)],
+    rig_options: &RigOptions,
+) -> Result<Turns, Failure> {
+    let rounds = options.rounds.unwrap_or(if options.short { 1 } else { 3 });
+    let default = Duration::from_millis(if options.short { 300 } else { 3000 });
+    let measured = options.seconds.unwrap_or(default);
     let timing = Timing { warm_up: Duration::ZERO, measured };
-    let (rig_options, mut store_folder) = options.stores.prepare()?;
     let mut rigs = Vec::new();
     for transport in &options.transports {
-        let name = format!("{transport}-");
-        store_folder.files.extend(file_names(&name));
         let mut rig_options = rig_options.clone();
         rig_options.transport.clone_from(transport);
         rig_options.address = options.address;
         let setup = Setup { frontend: Frontend::Nbd, pairing: Pairing::Sync };
-        let rig = Rig::start(&name, setup, &rig_options)?;
+        let rig = Rig::start(&format!("{transport}-"), setup, &rig_options)?;
         let mut target = rig.target()?;
         Loader::new(1).fill(target.as_mut())?;
         rigs.push((transport, rig, target));
@@ -141,7 +169,7 @@ fn measure(options: &WireOptions) -> Result<(Turns, PathBuf), Failure> {
     let mut turns = Turns::new();
     let mut loader = Loader::new(1);
     for _ in 0..rounds {
-        for (name, load) in &loads {
+        for (name, load) in loads {
             for (transport, rig, target) in &mut rigs {
                 let before = rig.settled_pair()?;
                 let figures = loader.drive(target.as_mut(), *load, timing, &mut || {})?;
@@ -154,55 +182,7 @@ fn measure(options: &WireOptions) -> Result<(Turns, PathBuf), Failure> {
             }
         }
     }
-    Ok((turns, rig_options.folder))
-}
-
-fn read_turns(folder: &Path) -> Result<Turns, Failure> {
-    let failed = |error| Failure::File(folder.to_owned(), error);
-    let mut turns = Turns::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let mut words = name.split('.');
-        let (Some(load), Some(transport), Some(_turn)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        let key = (load.to_owned(), transport.to_owned());
-        let turn = read_turn(&path, transport)?;
-        turns.entry(key).or_default().push(turn);
-    }
-    if turns.is_empty() {
-        let text = format!("{}: no folder LOAD.TRANSPORT.TURN of readings in it", folder.display());
-        return Err(Failure::Program("readings", text));
-    }
     Ok(turns)
-}
-
-fn read_turn(folder: &Path, transport: &str) -> Result<Readings, Failure> {
-    let wrong = |name: &str, what: &str| {
-        Failure::Program("readings", format!("{}: {what}", folder.join(name).display()))
-    };
-    let read = |name: &str| {
-        let path = folder.join(name);
-        std::fs::read_to_string(&path).map_err(|error| Failure::File(path, error))
-    };
-    let status = |name: &str| -> Result<NodeStatus, Failure> {
-        serde_json::from_str(&read(name)?).map_err(|error| wrong(name, &error.to_string()))
-    };
-    let [before, after] = STATUS_FILES;
-    let before = [status(before[0])?, status(before[1])?];
-    let after_name = after[0];
-    let after = [status(after[0])?, status(after[1])?];
-    if after[0].peer.transport.as_deref() != Some(transport) {
-        let what = format!("the pair does not speak over {transport}");
-        return Err(wrong(after_name, &what));
-    }
-    let fio: Value = serde_json::from_str(&read(FIO_FILE)?)
-        .map_err(|error| wrong(FIO_FILE, &error.to_string()))?;
-    let iops = fio["jobs"][0]["write"]["iops"].as_f64();
-    let iops = iops.ok_or_else(|| wrong(FIO_FILE, "no jobs[0].write.iops"))?;
-    Ok(Readings { before, after, iops })
 }
 
 fn iops_of(turns: &[Readings]) -> f64 {

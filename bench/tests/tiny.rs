@@ -47,7 +47,7 @@ fn a_wrong_choice_is_told() {
         .args(["run", "--only", "rand5k"])
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
 }
 
