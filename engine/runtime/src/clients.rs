@@ -2,7 +2,7 @@
 //!
 //! Invariants: at most one receive and one send are under way for each client; a session and its buffers live until
 //! both ended and every answer it waits for came; a client that cannot go on (no memory, full ring, held writers) is
-//! resumed, never dropped.
+//! resumed, and dropped only when the store answers nothing well any more.
 
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -124,15 +124,11 @@ impl Clients {
         index
     }
 
-    /// Lets every client go on that waited for memory, room, or the hold to end; of a store that answers nothing well
-    /// any more, who waits still is let go.
+    /// Lets every client go on that waited for memory, room, or the hold to end.
     pub fn resume(&mut self, host: &mut HostPort<'_>, resumed: &mut Vec<usize>) {
         for (index, client) in self.all.iter_mut().enumerate() {
             if let Some(client) = client.as_mut().filter(|client| client.session.is_starved()) {
                 client.session.resume(host);
-                if host.shared.is_refusing() {
-                    client.session.give_up();
-                }
                 resumed.push(index);
             }
         }
@@ -161,6 +157,9 @@ impl Clients {
         user_data: &UserData,
     ) -> Result<(), UringError> {
         let Some(client) = &mut self.all[index] else { return Ok(()) };
+        if host.shared.is_refusing() {
+            client.session.give_up();
+        }
         client.closing |= client.session.is_finished();
         if !client.closing {
             client.start_send(index, uring, host.shared, user_data)?;

@@ -334,6 +334,9 @@ impl Uring {
     ) -> Result<(), UringError> {
         let begin = Instant::now();
         let mut cancelled = None;
+        if let Some(commands) = &mut self.commands {
+            commands.cancel_waiting(&mut self.slots, completions);
+        }
         loop {
             self.submit_and_wait(Wait::No)?;
             self.reap(completions);
@@ -344,7 +347,8 @@ impl Uring {
             let Some(left) = limit.checked_sub(begin.elapsed()) else {
                 return Err(UringError::Undrained { in_flight });
             };
-            if cancelled.is_none_or(|then: Instant| then.elapsed() > Duration::from_secs(1)) {
+            let is_due = |then: Instant| then.elapsed() > Duration::from_secs(1);
+            if cancelled.is_none_or(is_due) && self.may_write_entry() {
                 cancelled = Some(Instant::now());
                 let index = self.slots.next(0)?;
                 let all = CancelBuilder::any();

@@ -274,9 +274,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Clients are let in once the exports are known.
+    /// Clients are let in once the exports are known, or will never be: then each is refused.
     fn accept_when_published(&mut self) -> Result<(), UringError> {
-        if self.accepting || !self.shared.is_published() {
+        let is_known = self.shared.is_published() || self.shared.is_refusing();
+        if self.accepting || !is_known {
             return Ok(());
         }
         self.accepting = true;

@@ -21,6 +21,11 @@ use crate::Region;
 /// How long an adapter waits for its first user, whose patience was shorter than the registering of its memory.
 const WAITING_MAX: Duration = Duration::from_secs(60);
 
+/// An opening that takes longer keeps its adapter for that time in any case.
+const SLOW: Duration = Duration::from_secs(1);
+/// How often it is looked whether the device has gone meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The adapters in use, and those that are being opened.
 #[derive(Default)]
 pub(super) struct Adapters(Arc<Desk>);
@@ -66,6 +71,9 @@ impl Adapters {
                 Some(place) if state.opening[place].1.is_some() => {
                     let (_, opened) = state.opening.swap_remove(place);
                     let adapter = opened.expect("just seen").map_err(OpenFault::System)?;
+                    if adapter.is_dead() {
+                        continue;
+                    }
                     state.used.push(Arc::downgrade(&adapter));
                     desk.changed.notify_all();
                     return Ok(adapter);
@@ -103,24 +111,29 @@ impl DeskState {
 }
 
 impl Desk {
-    /// Opens a device, and takes it back when nobody comes for it.
+    /// Opens a device, and lets go of it when nobody comes for it in time; of one that took long also when somebody
+    /// came: his peer may have had no patience, and both come again.
     fn open(&self, name: &str, region: &Arc<Region>) {
+        let began = Instant::now();
         let opened = Adapter::open(name, region).map(Arc::new);
+        let kept = opened.as_ref().ok().filter(|_| began.elapsed() >= SLOW).cloned();
         let mut state = lock(&self.state);
         let place = state.opening.iter().position(|opening| opening.0 == name);
         state.opening[place.expect("only this thread ends an opening")].1 = Some(opened);
         self.changed.notify_all();
         let end = Instant::now() + WAITING_MAX;
-        while let Some(place) = state.unclaimed(name) {
+        loop {
+            let place = state.unclaimed(name);
+            let waits = place.is_some() || kept.is_some();
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let unclaimed = state.opening.swap_remove(place);
+            if !waits || left.is_zero() || kept.as_ref().is_some_and(|kept| kept.is_dead()) {
+                let unclaimed = place.map(|place| state.opening.swap_remove(place));
                 drop(state);
                 // Closed without the lock: it may take a while.
-                drop(unclaimed);
+                drop((unclaimed, kept));
                 return;
             }
-            state = wait(self.changed.wait_timeout(state, left));
+            state = wait(self.changed.wait_timeout(state, left.min(LOOK)));
         }
     }
 }

@@ -224,7 +224,12 @@ impl Ground<'_> {
         let bytes = self.region.len();
         let adapter = self.adapters.open(&found, self.region, self.latest);
         let adapter = adapter.map_err(|fault| match fault {
-            OpenFault::System(error) => RdmaFault::Memory { bytes, error },
+            OpenFault::System(error) => match error.raw_os_error() {
+                Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
+                    RdmaFault::Memory { bytes, error }
+                }
+                _ => refused("open the device")(error),
+            },
             OpenFault::Patience => RdmaFault::MemorySlow { bytes },
         })?;
         Ok((adapter, port))
@@ -386,10 +391,17 @@ impl Calling {
         loop {
             let wait = left(until)?.min(RESOLVE_AT_ONCE);
             id.resolve_address(source, target, wait).map_err(refused("find the peer's address"))?;
-            match next() {
-                Ok(Some(ManagerEvent::AddressResolved)) => break,
-                Err(RdmaFault::Failed { status, .. }) if status == -libc::ETIMEDOUT => {}
-                other => drop(other?),
+            let is_found = loop {
+                match next() {
+                    Ok(Some(ManagerEvent::AddressResolved)) => break true,
+                    Err(RdmaFault::Failed { status, .. }) if status == -libc::ETIMEDOUT => {
+                        break false;
+                    }
+                    other => drop(other?),
+                }
+            };
+            if is_found {
+                break;
             }
         }
         id.resolve_route(left(until)?).map_err(refused("find a way to the peer"))?;

@@ -4,7 +4,8 @@
 //! lose large ones: a wrong MTU on one switch, loss without flow control. Then connections come about, and break at
 //! their first placement, again and again; over TCP the pair would live.
 //!
-//! Invariant: one placement that arrived is proof enough, so a peer that dies or a port that goes down counts for nothing.
+//! Invariant: one placement that arrived is proof enough. A peer that dies, or a port that goes down, counts against a
+//! connection only if that was before its first one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use super::cause::Cause;
 const FAILURES_MAX: u32 = 2;
 /// The lanes of one session fail together.
 const TOGETHER: Duration = Duration::from_secs(1);
+/// What failed so long ago says nothing of the next.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 /// How long TCP is used then, if the session lasts no longer.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -29,7 +32,7 @@ struct State {
 }
 
 impl Trials {
-    /// A connection ended after a placement had arrived.
+    /// The first placement of a connection has arrived.
     pub(super) fn worked(&self) {
         *self.lock() = State::default();
     }
@@ -37,6 +40,9 @@ impl Trials {
     /// A connection broke at its first placement.
     pub(super) fn failed(&self, cause: Cause, now: Instant) {
         let mut state = self.lock();
+        if state.last.is_some_and(|(last, _)| now.duration_since(last) >= FORGOTTEN) {
+            *state = State::default();
+        }
         if state.last.is_none_or(|(last, _)| now.duration_since(last) >= TOGETHER) {
             state.failures += 1;
         }
@@ -81,8 +87,12 @@ mod tests {
         assert_eq!(trials.obstacle(at(70)), None, "tried again after a while");
         trials.failed(Cause::SILENT_PEER, at(75));
         assert!(trials.obstacle(at(76)).is_some(), "and given up at once if it fails again");
+        trials.failed(Cause::SILENT_PEER, at(1000));
+        assert_eq!(trials.obstacle(at(1001)), None, "what is long ago is forgotten");
+        trials.failed(Cause::SILENT_PEER, at(1010));
+        assert!(trials.obstacle(at(1011)).is_some());
         trials.worked();
-        trials.failed(Cause::SILENT_PEER, at(80));
-        assert_eq!(trials.obstacle(at(81)), None);
+        trials.failed(Cause::SILENT_PEER, at(1020));
+        assert_eq!(trials.obstacle(at(1021)), None);
     }
 }

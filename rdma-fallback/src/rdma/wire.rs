@@ -238,12 +238,11 @@ impl RdmaWire {
         }
     }
 
-    /// Whether this connection ever carried data.
+    /// Whether this connection broke before it ever carried data.
     fn tell_trials(&self, reason: CloseReason) {
         let mut with_card = self.outbox.iter().take(self.sent);
-        if self.counters.placed_bytes_sent > 0 {
-            self.trials.worked();
-        } else if let CloseReason::Rdma(cause) = reason
+        if let CloseReason::Rdma(cause) = reason
+            && self.counters.placed_bytes_sent == 0
             && !matches!(cause, Cause::DeviceRemoved | Cause::PortDown)
             && with_card.any(|post| post.placed.length > 0)
         {

@@ -122,10 +122,10 @@ impl Uring {
         }
         let commands = self.commands.as_mut().expect("it was just made");
         commands.complaints_left = COMPLAINTS_MAX;
-        match commands.last_failure {
-            0 => Ok(()),
-            result => Err(UringError::Commands { result }),
+        if found[0].result == 0 {
+            return Ok(());
         }
+        Err(UringError::Commands { result: commands.last_failure })
     }
 
     /// Begins an operation on whole blocks of the store, from `offset` bytes on.
@@ -271,7 +271,7 @@ impl Commands {
 
     /// Gives the next waiting command a place; answers its entry, and whether it is from registered memory.
     fn next_entry(&mut self) -> Option<(squeue::Entry128, bool)> {
-        let index = *self.free.last().filter(|_| self.entries.is_free())?;
+        let index = *self.free.last().filter(|_| self.entries.is_free_for_command())?;
         let prepared = self.waiting.pop_front()?;
         self.free.pop();
         let CommandTarget { namespace, shift, .. } = self.target;
@@ -308,10 +308,28 @@ impl Commands {
         place.generation = place.generation.wrapping_add(1);
         self.entries.ended(place.entry);
         self.free.push(index as u32);
-        let mut command = self.unless_again(command, result)?;
+        let command = self.unless_again(command, result)?;
         if result != 0 {
-            self.complain(&command, result, "");
+            self.complain(&command, result);
         }
+        self.ended(slots, command, result)
+    }
+
+    /// Ends what was not handed over: it is not begun any more.
+    pub(super) fn cancel_waiting(&mut self, slots: &mut Slots, found: &mut Vec<Completion>) {
+        let again = std::mem::take(&mut self.again).into_iter().map(|(_, command)| command);
+        for command in std::mem::take(&mut self.waiting).into_iter().chain(again) {
+            found.extend(self.ended(slots, command, -libc::ECANCELED));
+        }
+    }
+
+    /// A command of an operation ended; the last one completes it.
+    fn ended(
+        &mut self,
+        slots: &mut Slots,
+        mut command: Prepared,
+        result: i32,
+    ) -> Option<Completion> {
         if let Memory::List(list) = &mut command.memory {
             list.clear();
             self.spare_lists.push(std::mem::take(list));
@@ -340,28 +358,32 @@ impl Commands {
             return Some(command);
         }
         let now = Instant::now();
+        // Of all that one reset ends, the first.
+        if command.until.is_none() && self.again.is_empty() {
+            self.last_failure = result;
+            tell(&command, result, ": sent again for up to 30 s");
+        }
         if now >= *command.until.get_or_insert(now + RESEND_LIMIT) {
             return Some(command);
-        }
-        if self.again.is_empty() {
-            self.complain(&command, result, ": sent again until it does");
         }
         self.again.push_back((now + RESEND_PAUSE, command));
         None
     }
 
-    fn complain(&mut self, command: &Prepared, result: i32, what_then: &str) {
+    fn complain(&mut self, command: &Prepared, result: i32) {
         self.last_failure = result;
         if self.complaints_left > 0 {
             self.complaints_left -= 1;
-            let Prepared { deed, bytes, offset, .. } = command;
             let more = if self.complaints_left == 0 { "; more are not told" } else { "" };
-            eprintln!(
-                "twinpoint: the device failed to {deed} {bytes} bytes at {offset}: {}{what_then}{more}",
-                answer_text(result)
-            );
+            tell(command, result, more);
         }
     }
+}
+
+fn tell(command: &Prepared, result: i32, more: &str) {
+    let Prepared { deed, bytes, offset, .. } = command;
+    let answer = answer_text(result);
+    eprintln!("twinpoint: the device failed to {deed} {bytes} bytes at {offset}: {answer}{more}");
 }
 
 /// The memory of an operation, cut into that of commands.

@@ -1,7 +1,7 @@
 //! Which entries of a submission queue may be written anew. Step 4 of the flow, for a store that is driven by commands.
 //!
 //! An entry is the kernel's from its hand-over to its reading, and that should end with the call that hands it over. But
-//! kernels from 6.10 on, 6.12 among them, read a command's entry once more when they could not begin the command at once
+//! kernels from 6.10 to 6.13, 6.12 among them, read a command's entry once more when they could not begin the command at once
 //! (its queue is frozen, as while a controller is reset, or full): by then there may be another command in it, and the
 //! first one would be lost, and answered as done. So an entry of a command is left alone until the command has ended.
 //!
@@ -27,6 +27,12 @@ impl Entries {
     /// Whether the next one may be written.
     pub fn is_free(&self) -> bool {
         self.commands.front().is_none_or(|(oldest, _)| self.next - oldest < self.count)
+    }
+
+    /// Whether the next one may hold a command: half of the queue is kept from them, so that what is not for the device,
+    /// a heartbeat above all, goes on while the device holds one command for long.
+    pub fn is_free_for_command(&self) -> bool {
+        self.commands.front().is_none_or(|(oldest, _)| self.next - oldest < self.count / 2)
     }
 
     /// An entry was written that the kernel reads once.
@@ -61,8 +67,9 @@ mod tests {
     fn entries_of_commands_under_way_are_left_alone() {
         let mut entries = Entries::new(4);
         let first = entries.command();
-        entries.written();
         let second = entries.command();
+        assert!(entries.is_free() && !entries.is_free_for_command(), "half is kept from commands");
+        entries.written();
         entries.written();
         assert!(!entries.is_free(), "the next is the first one's");
         entries.ended(second);

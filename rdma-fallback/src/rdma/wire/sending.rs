@@ -83,6 +83,9 @@ impl RdmaWire {
             assert!(self.sent > 0, "the card answers only what was sent");
             self.sent -= 1;
             self.requests -= post.requests;
+            if self.counters.placed_bytes_sent == 0 && post.placed.length > 0 {
+                self.trials.worked();
+            }
             self.counters.count_sent(post.message_bytes as usize, post.placed.length);
             deliver(Event::Posted { token: post.token });
             let post = self.outbox.pop_front().expect("there is a front");
