@@ -7,6 +7,7 @@ from labkit.guest import NETWORK_MTU, Failed
 # A network for RDMA alone, beside the one that TCP uses, over the same emulated wire.
 OWN_NETWORK = "rd0"
 OWN_ADDRESSES = {"a": "10.0.1.1", "b": "10.0.1.2"}
+OWN_HARDWARE = {"a": "52:54:00:12:35:0a", "b": "52:54:00:12:35:0b"}
 
 
 def link_up(guest, interface="eth0"):
@@ -22,13 +23,14 @@ def wait_active(guest):
 def own_network(guest):
     """Makes the network for RDMA alone, with rxe0 on it. Answers the index of its IPv4 address among rxe0's own.
 
-    Each interface answers for its own address only, or packets for this one arrive at the other.
+    Each interface answers for its own address only, or packets for this one arrive at the other. Its hardware address is
+    the same after a boot, as a card's is, or the other guest asks for it at the old one.
     """
     guest.run(f"""
       modprobe macvlan
       echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore
       echo 2 >/proc/sys/net/ipv4/conf/all/arp_announce
-      ip link add {OWN_NETWORK} link eth0 type macvlan mode bridge
+      ip link add {OWN_NETWORK} link eth0 address {OWN_HARDWARE[guest.name]} type macvlan mode bridge
       ip link set {OWN_NETWORK} mtu {NETWORK_MTU} up
       ip address add {OWN_ADDRESSES[guest.name]}/24 dev {OWN_NETWORK}
     """)

@@ -353,8 +353,7 @@ impl Commands {
         // What a reset ends before the device has answered, the kernel calls interrupted.
         let was_ended = result == -libc::EINTR;
         let may_pass = u16::try_from(result).map_or(was_ended, |code| Status(code).may_pass());
-        // Under polling the kernel was seen to mix commands up when a controller is reset: nothing is safe to go on with.
-        if !may_pass || self.target.is_polled {
+        if !may_pass {
             return Some(command);
         }
         let now = Instant::now();
