@@ -441,8 +441,18 @@ mod tests {
     fn block_devices_have_a_volume_and_perhaps_a_number() {
         let volume = |name: &str, id| UblkVolume { name: name.to_owned(), id };
         assert_eq!(parse_ublk("disk").unwrap(), volume("disk", None));
-        assert_eq!(parse_ublk("a=b=7").unwrap(), volume("a=b", Some(7)));
-        for text in ["", "=1", "disk=", "disk=x", "disk=-1", "disk=4294967296", "disk=1048576"] {
+        assert_eq!(parse_ublk("a.b-c=7").unwrap(), volume("a.b-c", Some(7)));
+        for text in [
+            "",
+            "=1",
+            "a=b=7",
+            "a/b",
+            "disk=",
+            "disk=x",
+            "disk=-1",
+            "disk=4294967296",
+            "disk=1048576",
+        ] {
             assert!(parse_ublk(text).is_err(), "{text}");
         }
         assert!(
