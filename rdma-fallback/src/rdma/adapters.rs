@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - A device is opened once at a time.
-//! - An adapter lives as long as somebody uses it, and for a while before its first user: a device that is removed can
-//!   only go when nobody holds it.
+//! - An adapter lives as long as somebody uses it, and for a while after its opening, if nobody has come yet or if that
+//!   took long: a device that is removed can only go when nobody holds it.
 
 use std::io;
 use std::sync::{

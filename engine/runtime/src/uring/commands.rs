@@ -363,7 +363,8 @@ impl Commands {
         // Of all that one reset ends, the first.
         if command.until.is_none() && self.again.is_empty() {
             self.last_failure = result;
-            tell(&command, result, ": sent again for up to 30 s");
+            let seconds = RESEND_LIMIT.as_secs();
+            tell(&command, result, &format!(": sent again for up to {seconds} s"));
         }
         if now >= *command.until.get_or_insert(now + RESEND_LIMIT) {
             return Some(command);
@@ -542,6 +543,23 @@ mod tests {
         (uring, arena)
     }
 
+    /// A ring that takes commands, and an operation of so many of them that are under way as far as the ring knows.
+    fn ring_with_operation(is_polled: bool, outstanding: u32) -> (Uring, u32) {
+        let (mut uring, _arena) = ring(is_polled);
+        let nobody = File::open("/dev/null").expect("it is there");
+        let target = target(&nobody, is_polled).commands.expect("it has some");
+        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
+        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
+        uring.slots.take(operation, Some(5));
+        uring.slots.all[operation as usize].progress =
+            Progress { outstanding, ..Progress::default() };
+        (uring, operation)
+    }
+
+    fn flush(operation: u32, memory: Memory) -> Prepared {
+        Prepared::new(operation, Deed::Flush, (0, 0), memory)
+    }
+
     /// The null device answers 0 to every command.
     #[test]
     fn operations_complete_once_with_all_their_bytes() {
@@ -594,20 +612,11 @@ mod tests {
     /// Nothing would end a sleep: a polled command completes only when somebody asks.
     #[test]
     fn nobody_sleeps_while_a_polled_command_is_under_way() {
-        let (mut uring, _arena) = ring(true);
-        let nobody = File::open("/dev/null").expect("it is there");
-        let target = target(&nobody, true).commands.expect("it has some");
-        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
+        let (mut uring, operation) = ring_with_operation(true, 1);
         assert!(!uring.must_poll());
-        // Under way as far as the ring knows; the kernel never hears of it.
-        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
-        uring.slots.take(operation, Some(5));
-        uring.slots.all[operation as usize].progress =
-            Progress { outstanding: 1, ..Progress::default() };
-        let memory = Memory::Run(0, None);
-        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
+        // The kernel never hears of it.
         let commands = uring.commands.as_mut().expect("set");
-        commands.waiting.push_back(flush);
+        commands.waiting.push_back(flush(operation, Memory::Run(0, None)));
         commands.next_entry().expect("it waits, and there is a place");
         assert!(uring.must_poll());
         for looks in 1..4 {
@@ -629,18 +638,11 @@ mod tests {
     /// are handed over there is none.
     #[test]
     fn polled_commands_are_handed_over_while_completions_wait() {
-        let (mut uring, _arena) = ring(true);
+        let (mut uring, operation) = ring_with_operation(true, 1);
         let device = File::options().read(true).write(true).open("/dev/null").expect("it is there");
-        let target = CommandTarget { depth: 1000, ..target(&device, true).commands.expect("set") };
-        uring.register_files(&[target.generic]).expect("it is a file");
-        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
+        uring.register_files(&[device.as_raw_fd()]).expect("it is a file");
         uring.overflow.push_back(Completion { user_data: 7, result: 0, flags: 0 });
-        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
-        uring.slots.take(operation, Some(5));
-        uring.slots.all[operation as usize].progress =
-            Progress { outstanding: 1, ..Progress::default() };
-        let memory = Memory::Run(0, None);
-        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
+        let flush = flush(operation, Memory::Run(0, None));
         uring.commands.as_mut().expect("set").waiting.push_back(flush);
         uring.issue_commands().expect("there is room for one");
         uring.make_room().expect("it works");
@@ -658,19 +660,10 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_sent_again_for_a_while() {
-        let (mut uring, _arena) = ring(false);
-        let nobody = File::open("/dev/null").expect("it is there");
-        let target = target(&nobody, false).commands.expect("it has some");
-        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
-        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
-        uring.slots.take(operation, Some(5));
-        uring.slots.all[operation as usize].progress =
-            Progress { outstanding: 1, ..Progress::default() };
-        let memory = Memory::List(Vec::new());
-        let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
+        let (mut uring, operation) = ring_with_operation(false, 1);
         let Uring { commands, slots, .. } = &mut uring;
         let commands = commands.as_mut().expect("set");
-        commands.waiting.push_back(flush);
+        commands.waiting.push_back(flush(operation, Memory::List(Vec::new())));
         commands.next_entry().expect("it waits, and there is a place");
         // As while the controller is reset.
         assert_eq!(commands.complete(slots, COMMAND, -libc::EFAULT), None);
@@ -694,21 +687,12 @@ mod tests {
 
     #[test]
     fn a_status_is_an_error_of_the_operation() {
-        let (mut uring, _arena) = ring(false);
-        let nobody = File::open("/dev/null").expect("it is there");
-        let target = target(&nobody, false).commands.expect("it has some");
-        uring.commands = Some(Box::new(Commands::new(target, Entries::new(64))));
-        // Three commands under way as far as the ring knows; the kernel never hears of them.
-        let operation = uring.slots.next(SLOTS_RESERVED).expect("room");
-        uring.slots.take(operation, Some(5));
-        uring.slots.all[operation as usize].progress =
-            Progress { outstanding: 3, ..Progress::default() };
+        // The kernel never hears of the three.
+        let (mut uring, operation) = ring_with_operation(false, 3);
         let Uring { commands, slots, .. } = &mut uring;
         let commands = commands.as_mut().expect("set");
         for _ in 0..3 {
-            let memory = Memory::Run(0, None);
-            let flush = Prepared::new(operation, Deed::Flush, (0, 0), memory);
-            commands.waiting.push_back(flush);
+            commands.waiting.push_back(flush(operation, Memory::Run(0, None)));
             commands.next_entry().expect("it waits, and there is a place");
         }
         // As if the kernel had answered: two of the three commands fail.
