@@ -1,8 +1,9 @@
 """Scenario 10: a store driven by NVMe commands, beside the block path, with and without polled completions.
 
 One guest, its driver loaded without poll queues and then with them. What cannot be is refused in one line; ext4 and fio
-verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node killed under load is opened again in the other mode, with every
-flushed byte; and the same jobs run in all three modes in turns, with what each costs counted by the guest's kernel.
+verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node killed under load is
+opened again in the other mode, with every flushed byte; and the same jobs run in all three modes in turns, with what
+each costs counted by the guest's kernel.
 """
 
 import json
@@ -21,7 +22,7 @@ VOLUME_MEBIBYTES = 200
 READY_SECONDS = 180
 RESETS_MAX = 10
 # Each waits three seconds for the device.
-STARTS_MAX = 30
+STARTS_MAX = 10
 MODES = {
     "block": "--device-mode block",
     "passthrough": "--device-mode passthrough",
@@ -96,7 +97,9 @@ def play(lab):
     node = Single(guest, generic(guest, STORE))
     node.serve("polled")
     file_system(lab, node, "polled")
-    killed_under_load(lab, node, "polled", "passthrough")
+    reset_under_load(lab, node, "polled")
+    # The kernel ends the rings of a process that polled by polling itself: decisions/0014.
+    killed_under_load(lab, node, "polled", "passthrough", kills=5)
     beside_each_other(lab, Single(guest))
     guest.stop()
     lab.verify(disks[0])
@@ -193,10 +196,10 @@ def file_system(lab, node, mode):
 
 
 def reset_under_load(lab, node, mode):
-    """What a reset of the controller ends is sent again, or the store fails, and a restart finds all that was flushed."""
+    """What a reset of the controller ends is sent again: no client sees one."""
     guest, resets = node.guest, 0
     node.attach()
-    guest.run(f"mount {VOLUME_BLOCK} /mnt/a; head -c 8M /dev/urandom >/mnt/a/kept; sync /mnt/a/kept; md5sum /mnt/a/kept >/tmp/sums")
+    guest.run(f"mount {VOLUME_BLOCK} /mnt/a")
     words = load.command("/mnt/a/reset", rw="randwrite", size="16m" if lab.options.short else "48m", iodepth=16, fsync=32,
                          verify="crc32c", do_verify=1, verify_fatal=1)
     job = guest.start(words, seconds=240)
@@ -204,44 +207,38 @@ def reset_under_load(lab, node, mode):
         lab.sleep(0.3)
         guest.run(f"echo 1 >$(readlink -f /sys/block/$(basename $(readlink -f {STORE}))/device)/reset_controller")
         resets += 1
-    job.wait(check=False)
+    job.wait()
     lab.check(resets > 1, "the load was over before the controller was reset")
-    has_failed = node.status()["failed"]
-    lab.check(has_failed or job.status == 0, f"errors from a store that did not fail: {job.output[-300:]}")
-    guest.run("umount /mnt/a || umount -l /mnt/a", check=False)
+    lab.check(not node.status()["failed"], "the store failed")
+    guest.run(f"rm /mnt/a/reset; umount /mnt/a; e2fsck -fn {VOLUME_BLOCK}", seconds=120)
     node.detach()
-    if has_failed:
-        node.serving.end_and_wait()
-        node.serve_when_free(mode)
-    node.attach()
-    guest.run(f"mount {VOLUME_BLOCK} /mnt/a; md5sum --quiet -c /tmp/sums; rm -f /mnt/a/reset; umount /mnt/a; e2fsck -fn {VOLUME_BLOCK}",
-              seconds=120)
-    node.detach()
-    how = "the store failed in one line, and a restart found all that was flushed" if has_failed else "every block verified"
-    lab.note(f"{mode}: controller reset {resets} times under load: {how}")
+    lab.note(f"{mode}: controller reset {resets} times under load: every block verified")
 
 
-def killed_under_load(lab, node, mode, then):
-    """What was flushed is there after a kill, when another way to drive the device opens the store."""
+def killed_under_load(lab, node, mode, then, kills=1):
+    """What was flushed is there after kills, when another way to drive the device opens the store at last."""
     guest = node.guest
     node.attach()
     guest.run(f"mount {VOLUME_BLOCK} /mnt/a; head -c 8M /dev/urandom >/mnt/a/kept; sync /mnt/a/kept; md5sum /mnt/a/kept >/tmp/sums")
-    job = guest.start(load.command("/mnt/a/load", rw="randwrite", size="32m", iodepth=16, fsync=32, time_based=1, runtime=60), seconds=120)
-    lab.sleep(3)
-    lab.check(job.running, "the load was over before the node was killed")
-    guest.run("pkill -KILL -x twinpoint")
-    node.serving.wait(check=False)
-    node.serve_when_free(then)
-    # What the client had sent waits for an answer until it is disconnected, and the load with it.
-    node.detach()
-    job.end_and_wait()
-    guest.run("umount /mnt/a || umount -l /mnt/a", check=False)
-    node.attach()
-    guest.run(f"mount {VOLUME_BLOCK} /mnt/a; md5sum --quiet -c /tmp/sums; umount /mnt/a; e2fsck -fn {VOLUME_BLOCK}", seconds=120)
+    for kill in range(1, kills + 1):
+        job = guest.start(load.command("/mnt/a/load", rw="randwrite", size="32m", iodepth=16, fsync=32, time_based=1, runtime=60), seconds=120)
+        lab.sleep(3)
+        lab.check(job.running, "the load was over before the node was killed")
+        guest.run("pkill -KILL -x twinpoint")
+        node.serving.wait(check=False)
+        node.serve_when_free(then if kill == kills else mode)
+        # What the client had sent waits for an answer until it is disconnected, and the load with it.
+        node.detach()
+        job.end_and_wait()
+        guest.run("umount /mnt/a || umount -l /mnt/a", check=False)
+        node.attach()
+        guest.run(f"mount {VOLUME_BLOCK} /mnt/a; md5sum --quiet -c /tmp/sums", seconds=120)
+    guest.run(f"umount /mnt/a; e2fsck -fn {VOLUME_BLOCK}", seconds=120)
     node.detach()
     node.stop()
     guest.run(f"twinpoint verify {STORE}", seconds=120)
-    lab.note(f"{mode}: killed under load, opened again as {then}: what was flushed is there, every block verified")
+    times = "once" if kills == 1 else f"{kills} times"
+    lab.note(f"{mode}: killed under load {times}, opened again as {then}: what was flushed is there, every block verified")
 
 
 def beside_each_other(lab, node):

@@ -1,6 +1,6 @@
 //! The kernel's ring, with entries of either size: making it, handing entries over, and what a call's end means.
 //!
-//! Invariant: a ring is used by one thread, runs completions only when that asks, and says when it should.
+//! Invariant: a ring is used by one thread, runs completions only in that one's calls, and says when it should be called.
 
 use std::io;
 
@@ -95,11 +95,14 @@ pub(super) fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     is_polled: bool,
 ) -> Result<IoUring<S, C>, UringError> {
     let mut builder = IoUring::<S, C>::builder();
-    builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
-    builder.setup_taskrun_flag().setup_submit_all().setup_clamp().dontfork();
-    builder.setup_cqsize(completions);
+    builder.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
+    builder.setup_submit_all().setup_clamp().dontfork().setup_cqsize(completions);
     if is_polled {
+        // Not deferring: when a process dies the kernel looks for polled commands until their completions were run, and
+        // those that were deferred it runs only afterwards, so never (Linux 6.12.117; decisions/0014).
         builder.setup_iopoll();
+    } else {
+        builder.setup_defer_taskrun();
     }
     builder.build(entries).map_err(refusal)
 }
