@@ -90,8 +90,6 @@ pub enum ShardEvent<'a> {
         /// First buffer and number of buffers of the placed bytes.
         placed: Option<(BufferId, u32)>,
     },
-    /// The lane is gone. All its posts were answered before.
-    LaneDown,
 }
 
 /// What a shard wants done.

@@ -85,6 +85,28 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// The first one of an empty store.
+    #[must_use]
+    pub fn of_empty(store: StoreId, geometry: Geometry) -> Superblock {
+        let term = Term(1);
+        Superblock {
+            store,
+            geometry,
+            sequence: 1,
+            term,
+            history: vec![TermStart { term, first: CpNumber(1) }],
+            committed: CpNumber(0),
+            base: CpNumber(0),
+            paired: false,
+            secondary: false,
+            alone_since: None,
+            base_given_up: false,
+            deposed_by: None,
+            branch: None,
+            clean: true,
+        }
+    }
+
     /// The superblock as one block.
     ///
     /// # Panics

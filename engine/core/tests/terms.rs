@@ -51,20 +51,14 @@ impl Node {
     /// A store that was opened as a secondary's: a former primary's, or one that followed.
     fn secondary(followed: bool, history: Terms<'_>, committed: u64, base: u64) -> Node {
         let superblock = Superblock {
-            store: StoreId([7; 16]),
-            geometry: geometry(),
-            sequence: 1,
             term: Term(history.last().unwrap().0),
             history: starts(history),
             committed: CpNumber(base),
             base: CpNumber(base),
             paired: true,
             secondary: followed,
-            alone_since: None,
-            base_given_up: false,
-            deposed_by: None,
-            branch: None,
             clean: false,
+            ..Superblock::of_empty(StoreId([7; 16]), geometry())
         };
         Node::open(superblock, committed, base)
     }

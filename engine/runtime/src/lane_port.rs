@@ -1,7 +1,7 @@
 //! The lanes of one worker's shards: their wires are polled, what arrives goes to the shard, what the shard posts goes out.
 //!
 //! Invariants: a lane is polled only after its shard was told of it; while its wire is polled, posts are collected; a
-//! closed wire gives every post back before the shard hears that the lane is down.
+//! closed wire's posts are given back once it is gone.
 
 use std::sync::atomic::Ordering;
 
@@ -149,7 +149,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A lane's wire is closed: its posts are over, then the shard hears that it is down.
+    /// A lane's wire is closed: its posts are over.
     fn lane_ended(&mut self, shard: ShardId, mut lane: LanePort) -> Result<(), UringError> {
         self.forget_lane_watches(lane_number(shard.0, lane.session))?;
         let posts = lane.abandon();
@@ -158,7 +158,6 @@ impl Worker {
         for io in posts {
             self.shard_event(shard, ShardEvent::Posted { io });
         }
-        self.shard_event(shard, ShardEvent::LaneDown);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use twinpoint_core::coordinator::store_root;
 use twinpoint_core::geometry::{Geometry, GeometryError};
 use twinpoint_core::recovery::{self, BlockSource, ReadFailed, Recovered, RecoveryError};
-use twinpoint_core::superblock::{Superblock, TermStart};
+use twinpoint_core::superblock::Superblock;
 use twinpoint_core::units::{BLOCK_BYTES, Checksum, CpNumber, DeviceBlock, Root, StoreId, Term};
 
 use crate::device::{Caching, DeviceError, OpenMode, Prefill, StoreFile};
@@ -82,22 +82,7 @@ pub fn format_store(path: &Path, options: &FormatOptions) -> Result<FormatReport
         Some(_) => wipe_labels(&file)?,
         None => {}
     }
-    let superblock = Superblock {
-        store,
-        geometry,
-        sequence: 1,
-        term: Term(1),
-        history: vec![TermStart { term: Term(1), first: CpNumber(1) }],
-        committed: CpNumber(0),
-        base: CpNumber(0),
-        paired: false,
-        secondary: false,
-        alone_since: None,
-        base_given_up: false,
-        deposed_by: None,
-        branch: None,
-        clean: true,
-    };
+    let superblock = Superblock::of_empty(store, geometry);
     let copies = Geometry::superblock_copies();
     for (block, bytes) in recovery::format(&superblock) {
         if !copies.contains(&block) {
@@ -454,6 +439,8 @@ fn read(file: &StoreFile, first: DeviceBlock, count: u64) -> Result<Vec<u8>, Sto
 
 #[cfg(test)]
 mod tests {
+    use twinpoint_core::superblock::TermStart;
+
     use super::*;
 
     fn options(size_bytes: Option<u64>, force: bool) -> FormatOptions {

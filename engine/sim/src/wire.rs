@@ -213,9 +213,6 @@ impl World {
                 self.feed_coordinator(node, CoordinatorEvent::PeerMessage(message));
             }
             Told::Down(reason) => {
-                for shard in 0..self.options.geometry.shards {
-                    self.feed_shard(node, ShardId(shard), ShardEvent::LaneDown);
-                }
                 self.enqueue(node, Queue::Control, 20_000, NodeEvent::PeerDown(id, reason));
             }
         }

@@ -16,8 +16,8 @@ use twinpoint_core::contract::{
 use twinpoint_core::message::{Hello, Role};
 use twinpoint_core::recovery::format;
 use twinpoint_core::request::{Request, Tag};
-use twinpoint_core::superblock::{Superblock, TermStart};
-use twinpoint_core::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId, Term};
+use twinpoint_core::superblock::Superblock;
+use twinpoint_core::units::{CpNumber, Instant, Root, ShardId, ShardSet, StoreId};
 
 use crate::clients::{Client, Operation};
 use crate::disk::Disk;
@@ -386,22 +386,7 @@ impl World {
 
 fn new_node(options: &Options, role: Role) -> Node {
     let mut disk = Disk::new(options.geometry.store_blocks());
-    let superblock = Superblock {
-        store: StoreId([7; 16]),
-        geometry: options.geometry,
-        sequence: 1,
-        term: Term(1),
-        history: vec![TermStart { term: Term(1), first: CpNumber(1) }],
-        committed: CpNumber(0),
-        base: CpNumber(0),
-        paired: false,
-        secondary: false,
-        alone_since: None,
-        base_given_up: false,
-        deposed_by: None,
-        branch: None,
-        clean: true,
-    };
+    let superblock = Superblock::of_empty(StoreId([7; 16]), options.geometry);
     for (block, bytes) in format(&superblock) {
         disk.write_now(block.0, &bytes);
     }

@@ -24,8 +24,8 @@ pub enum Cause {
     },
     /// A call to the library or the kernel failed.
     System {
-        /// What it said.
-        kind: io::ErrorKind,
+        /// The system's number for what it said.
+        errno: i32,
     },
 }
 
@@ -51,7 +51,9 @@ impl fmt::Display for Cause {
             Cause::Request { status } => {
                 write!(f, "RDMA request failed: {} (status {status})", status_text(*status))
             }
-            Cause::System { kind } => write!(f, "RDMA call failed: {kind}"),
+            Cause::System { errno } => {
+                write!(f, "RDMA call failed: {}", io::Error::from_raw_os_error(*errno))
+            }
         }
     }
 }
@@ -86,5 +88,6 @@ mod tests {
         );
         assert!(Cause::REMOTE_ACCESS.to_string().contains("does not lend"));
         assert!(Cause::Request { status: 99 }.to_string().ends_with("(status 99)"));
+        assert!(Cause::System { errno: libc::ENOMEM }.to_string().contains("allocate memory"));
     }
 }

@@ -421,7 +421,8 @@ fn is_flushed(reason: CloseReason) -> bool {
 }
 
 fn system(error: io::Error) -> CloseReason {
-    CloseReason::Rdma(Cause::System { kind: error.kind() })
+    // Errors of calls have a number, all of them.
+    CloseReason::Rdma(Cause::System { errno: error.raw_os_error().unwrap_or(libc::EIO) })
 }
 
 impl Drop for RdmaWire {

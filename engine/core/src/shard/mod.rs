@@ -257,7 +257,6 @@ impl Shard {
             }
             ShardEvent::Posted { io } => self.posted(io),
             ShardEvent::LaneMessage { bytes, placed } => self.lane_message(bytes, placed),
-            ShardEvent::LaneDown => {}
         }
         self.upkeep();
     }
