@@ -178,6 +178,13 @@ impl Shard {
 
     fn unmap(&mut self, request: Request) {
         let keys = self.keys(&request);
+        // Who makes a file system unmaps the whole volume first, of which nothing may have been written yet.
+        let segment = self.local(&request).0 / SEGMENT_BLOCKS;
+        if self.stagings.is_empty() && !self.map.has_segment(request.volume, segment) {
+            self.stagings.open(request.stamp);
+            self.begin_group(request.tag, 0);
+            return;
+        }
         if keys.clone().any(|key| self.stagings.is_filling(key)) {
             self.parked.push(request);
             return;
