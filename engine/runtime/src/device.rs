@@ -83,6 +83,8 @@ pub(crate) struct CommandTarget {
     pub bytes_max: u32,
     /// Most commands under way that the device's queue takes at once.
     pub depth: u32,
+    /// It is what several paths lead to: the kernel finds one for each command.
+    pub is_head: bool,
     pub is_polled: bool,
 }
 

@@ -10,7 +10,7 @@
 //!   the user's data (iovecs, message headers, times) lies in the slot and does not move.
 //! - The bytes of an operation belong to the kernel until its last completion: their owner neither touches nor
 //!   frees them. The arena itself cannot go away: the ring holds it.
-//! - The ring is used by the thread that made it (it is not `Send`), so completions are run only when it asks.
+//! - The ring is used by the thread that made it (it is not `Send`), so completions are run only in its calls.
 //! - Operations and slots are bounded by `in_flight_max`; at the bound an operation is [`UringError::Full`].
 //! - While a polled command is under way nobody sleeps here: there is no interrupt that would end it.
 //!
@@ -370,6 +370,10 @@ impl Uring {
         // and does not move; in the arena, which the ring holds; or is vouched for by the caller of `receive_at`.
         while !(self.may_write_entry() && unsafe { self.ring.push(&entry) }) {
             self.make_room()?;
+            if !self.may_write_entry() {
+                // Until a command ends there is nothing to do.
+                std::thread::yield_now();
+            }
         }
         if let (Ring::Wide(_), Some(commands)) = (&self.ring, &mut self.commands) {
             commands.entries.written();

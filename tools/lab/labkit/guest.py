@@ -105,11 +105,10 @@ class Disk:
         # writeback: a flush in the guest is one fdatasync here, on any file system, O_DIRECT or not.
         options = f"if=none,id=disk{index},file={self.path},format={self.form},discard=unmap,detect-zeroes=off"
         options += ",cache=writeback,aio=threads" + (f",l2-cache-size={OVERLAY_CACHE}" if self.form == "qcow2" else "")
-        controller = f"nvme,id=nvme{index},serial=lab-{name}-{index},max_ioqpairs=4"
+        controller = f"nvme,id=nvme{index},serial=lab-{name}-{index},max_ioqpairs=4,subsys=subsystem{index}"
         namespace = f"nvme-ns,drive=disk{index},bus=nvme{index},ms={self.metadata_bytes}"
-        if self.metadata_bytes == 0:
-            return ["-drive", options, "-device", f"{controller},drive=disk{index}"]
-        return ["-drive", options, "-device", controller, "-device", namespace]
+        subsystem = f"nvme-subsys,id=subsystem{index}"
+        return ["-drive", options, "-device", subsystem, "-device", controller, "-device", namespace]
 
 
 class Guest:

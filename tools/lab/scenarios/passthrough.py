@@ -1,6 +1,6 @@
 """Scenario 10: a store driven by NVMe commands, beside the block path, with and without polled completions.
 
-One guest, its driver loaded without poll queues and then with them. What cannot be is refused in one line; ext4 and fio
+One guest, its driver loaded without poll queues, with several paths, and with poll queues. What cannot be is refused in one line; ext4 and fio
 verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node killed under load is
 opened again in the other mode, with every flushed byte; and the same jobs run in all three modes in turns, with what
 each costs counted by the guest's kernel.
@@ -89,9 +89,16 @@ def play(lab):
     reset_under_load(lab, node, "passthrough")
     killed_under_load(lab, node, "passthrough", "block")
 
+    # As a drive of several controllers is seen: a path may be there or not.
+    driver_anew(guest, "multipath=Y")
+    node = Single(guest)
+    node.serve("passthrough")
+    file_system(lab, node, "passthrough, by paths")
+    reset_under_load(lab, node, "passthrough, by paths")
+    node.stop()
+
     # What nvme.poll_queues is on the kernel's command line.
-    guest.run("modprobe -r nvme; rm -f /dev/disk[0-9]")
-    guest.find_disks("poll_queues=2")
+    driver_anew(guest, "", "poll_queues=2")
     conforms(lab, guest, "polled")
     # By its generic device this time.
     node = Single(guest, generic(guest, STORE))
@@ -113,6 +120,11 @@ def boot(lab, disks):
     # Programs from the guest's memory: a shared folder is read anew at every start of one.
     guest.run("mkdir /run/bin; cp /lab/bin/* /run/bin/; mount --bind /run/bin /lab/bin", seconds=120)
     return guest
+
+
+def driver_anew(guest, core_parameters, parameters=""):
+    guest.run(f"rm -f /dev/disk[0-9]; modprobe -r nvme nvme_core; modprobe nvme_core {core_parameters}")
+    guest.find_disks(parameters)
 
 
 def generic(guest, block):
@@ -205,7 +217,8 @@ def reset_under_load(lab, node, mode):
     job = guest.start(words, seconds=240)
     while job.running and resets < RESETS_MAX:
         lab.sleep(0.3)
-        guest.run(f"echo 1 >$(readlink -f /sys/block/$(basename $(readlink -f {STORE}))/device)/reset_controller")
+        # Of the namespace's own controller, or of the path that leads to a subsystem's.
+        guest.run(f"cd /sys/block/$(basename $(readlink -f {STORE}))/device; echo 1 >$(ls reset_controller nvme*/reset_controller 2>/dev/null)")
         resets += 1
     job.wait()
     lab.check(resets > 1, "the load was over before the controller was reset")

@@ -37,6 +37,7 @@ pub(super) struct Namespace {
     generic_folder: PathBuf,
     /// The block device's folder in sysfs.
     folder: PathBuf,
+    is_head: bool,
 }
 
 impl Namespace {
@@ -75,14 +76,15 @@ impl Namespace {
         let is_block = kind == "block";
         let block_path = if is_block { path.into() } else { devices.join(&block) };
         let generic_path = if is_block { devices.join(&generic) } else { path.into() };
-        let namespace = Namespace {
+        let mut namespace = Namespace {
             path: path.into(),
             block: block_path,
             generic: generic_path,
             generic_folder,
             folder: sysfs.join("class/block").join(block),
+            is_head: false,
         };
-        namespace.check_one_device()?;
+        namespace.is_head = is_subsystem(&namespace.parent()?);
         Ok(namespace)
     }
 
@@ -161,15 +163,16 @@ impl Namespace {
             shift,
             bytes_max: narrow(bytes_max),
             depth: narrow(depth),
+            is_head: self.is_head,
             is_polled,
         })
     }
 
-    /// Both belong to one controller, or to one subsystem of several paths.
-    fn check_one_device(&self) -> Result<(), DeviceError> {
+    /// The folder in sysfs of what both belong to: one controller, or one subsystem of several paths.
+    fn parent(&self) -> Result<PathBuf, DeviceError> {
         let parent = |folder: &Path| fs::canonicalize(folder.join("device"));
         match (parent(&self.folder), parent(&self.generic_folder)) {
-            (Ok(one), Ok(other)) if one == other => Ok(()),
+            (Ok(one), Ok(other)) if one == other => Ok(one),
             _ => Err(self.refuse(PassthroughFault::OtherNode)),
         }
     }
@@ -183,6 +186,11 @@ impl Namespace {
 fn named(sysfs: &Path, kind: &str, device: u64) -> Option<(String, PathBuf)> {
     let folder = fs::canonicalize(sysfs.join("dev").join(kind).join(device_text(device))).ok()?;
     Some((folder.file_name()?.to_str()?.to_owned(), folder))
+}
+
+fn is_subsystem(parent: &Path) -> bool {
+    let name = parent.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("nvme-subsys"))
 }
 
 fn device_text(device: u64) -> String {
@@ -339,6 +347,12 @@ mod tests {
         tree.set("io_poll", "1");
         let found = target().unwrap();
         assert!(found.is_polled && found.generic == 7);
+    }
+
+    #[test]
+    fn several_paths_lead_to_a_subsystem() {
+        assert!(is_subsystem(Path::new("/sys/devices/virtual/nvme-subsystem/nvme-subsys0")));
+        assert!(!is_subsystem(Path::new("/sys/devices/pci0000:00/0000:00:03.0/nvme/nvme0")));
     }
 
     #[test]

@@ -132,19 +132,30 @@ impl Format {
 pub(crate) struct Status(pub u16);
 
 impl Status {
-    /// Whether the same command may succeed later: the device does not say "do not retry", and nothing of its medium is
-    /// wrong.
-    pub fn may_pass(self) -> bool {
+    /// What becomes of the same command if it is sent again.
+    pub fn outlook(self) -> Outlook {
         const DO_NOT_RETRY: u16 = 1 << 14;
         let (code, kind) = (self.0 & 0xff, self.0 >> 8 & 7);
-        // Generic: aborted, queue deleted, interrupted, namespace not ready. Path: all but a permanent loss of access.
-        let passes = match kind {
-            0 => matches!(code, 0x07 | 0x08 | 0x21 | 0x82),
-            3 => code != 0x01,
-            _ => false,
-        };
-        self.0 & DO_NOT_RETRY == 0 && passes
+        match (kind, code) {
+            _ if self.0 & DO_NOT_RETRY != 0 => Outlook::Fails,
+            // Aborted, queue deleted, interrupted, namespace not ready.
+            (0, 0x07 | 0x08 | 0x21 | 0x82) => Outlook::Passes,
+            // Of the path, but for a permanent loss of access.
+            (3, code) if code != 0x01 => Outlook::Passes,
+            _ => Outlook::Unknown,
+        }
     }
+}
+
+/// What becomes of a failed command if it is sent again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outlook {
+    /// It succeeds once something has passed that is nothing of the medium.
+    Passes,
+    /// The device leaves it open.
+    Unknown,
+    /// It fails again.
+    Fails,
 }
 
 impl fmt::Display for Status {
@@ -280,12 +291,13 @@ mod tests {
     fn what_may_pass() {
         // Aborted by the host, path lost, queue deleted, namespace not ready.
         for status in [0x0371, 0x0370, 0x0008, 0x0082] {
-            assert!(Status(status).may_pass());
-            assert!(!Status(status | 0x4000).may_pass(), "the device says that it will not");
+            assert_eq!(Status(status).outlook(), Outlook::Passes);
+            assert_eq!(Status(status | 0x4000).outlook(), Outlook::Fails, "the device says so");
         }
         // A write fault, an unrecovered read error, a field that is wrong, access lost for good.
         for status in [0x0280, 0x0281, 0x0002, 0x0301] {
-            assert!(!Status(status).may_pass());
+            assert_eq!(Status(status).outlook(), Outlook::Unknown);
+            assert_eq!(Status(status | 0x4000).outlook(), Outlook::Fails);
         }
     }
 

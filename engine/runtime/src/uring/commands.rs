@@ -10,7 +10,7 @@
 //!   threads of its own. The others wait here, in their order.
 //! - An entry of the queue is not written anew before its command has ended: see `entries.rs`.
 //! - A device's status other than 0 is an error of the operation, but for those that may pass, as while a controller is
-//!   reset: then the command is sent again for a while. There are no short transfers.
+//!   reset: then the command is sent again, for a while or a few times. There are no short transfers.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use super::ring::{Ring, entered};
 use super::store::STORE;
 use super::{Completion, SLOTS_RESERVED, Slots, Uring, UringError, Wait};
 use crate::device::CommandTarget;
-use crate::device::nvme::{Command, Deed, Status, URING_IO, URING_IO_LIST};
+use crate::device::nvme::{Command, Deed, Outlook, Status, URING_IO, URING_IO_LIST};
 
 /// Marks the kernel's name for a command, beside those of operations.
 pub(super) const COMMAND: u64 = 1 << 31;
@@ -38,6 +38,11 @@ const FIRST_COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// takes seconds; the kernel fails what comes meanwhile.
 const RESEND_LIMIT: Duration = Duration::from_secs(30);
 const RESEND_PAUSE: Duration = Duration::from_millis(100);
+/// How often a command is sent again whose failure the device leaves open: as often as the kernel's driver does (its
+/// parameter `max_retries`).
+const RETRIES_MAX: u32 = 5;
+/// For how long after a line about commands that are sent again there is no other one.
+const RESENDS_UNTOLD: Duration = Duration::from_secs(10);
 /// How many failed commands are told in the log: a device that is gone fails them all.
 const COMPLAINTS_MAX: u32 = 16;
 
@@ -56,6 +61,8 @@ pub(super) struct Commands {
     /// Empty lists of commands that completed, for the next ones.
     spare_lists: Vec<Vec<libc::iovec>>,
     complaints_left: u32,
+    /// When it was told last that commands are sent again.
+    resends_told: Option<Instant>,
     /// What the last failed one was answered.
     last_failure: i32,
 }
@@ -80,6 +87,8 @@ struct Prepared {
     memory: Memory,
     /// When to give up. None before the first failure.
     until: Option<Instant>,
+    /// Failures that may last.
+    failures: u32,
 }
 
 enum Memory {
@@ -232,7 +241,7 @@ impl Uring {
 
 impl Prepared {
     fn new(operation: u32, deed: Deed, (offset, bytes): (u64, u32), memory: Memory) -> Prepared {
-        Prepared { operation, deed, offset, bytes, memory, until: None }
+        Prepared { operation, deed, offset, bytes, memory, until: None, failures: 0 }
     }
 }
 
@@ -248,6 +257,7 @@ impl Commands {
             runs: Vec::new(),
             spare_lists: Vec::new(),
             complaints_left: 0,
+            resends_told: None,
             last_failure: 0,
         }
     }
@@ -260,11 +270,12 @@ impl Commands {
 
     /// What is to be sent again by now goes before what waits.
     fn take_due(&mut self) {
-        while let Some((due, _)) = self.again.front() {
-            if *due > Instant::now() {
-                break;
-            }
-            let (_, command) = self.again.pop_front().expect("there is a front");
+        if self.again.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let due = self.again.partition_point(|(due, _)| *due <= now);
+        for (_, command) in self.again.drain(..due).rev() {
             self.waiting.push_front(command);
         }
     }
@@ -348,20 +359,32 @@ impl Commands {
         slots.complete(slots.tag(command.operation), result, 0)
     }
 
-    /// Keeps a command that failed for the time being, and gives back every other one.
+    /// Keeps a command whose failure may pass, and gives back every other one.
     fn unless_again(&mut self, mut command: Prepared, result: i32) -> Option<Prepared> {
-        // What a reset ends before the device has answered, the kernel calls interrupted.
-        let was_ended = result == -libc::EINTR;
-        // A list that a thread of the kernel could not find, and so did not begin: decisions/0014.
-        let is_list = matches!(command.memory, Memory::List(_));
-        let was_lost = was_ended || is_list && result == -libc::EFAULT;
-        let may_pass = u16::try_from(result).map_or(was_lost, |code| Status(code).may_pass());
+        if result == 0 {
+            return Some(command);
+        }
+        let may_pass = match (u16::try_from(result).map(|code| Status(code).outlook()), -result) {
+            (Ok(Outlook::Unknown), _) => {
+                command.failures += 1;
+                command.failures <= RETRIES_MAX
+            }
+            (Ok(outlook), _) => outlook == Outlook::Passes,
+            // What a reset ends before the device has answered, the kernel calls interrupted.
+            (_, libc::EINTR) => true,
+            // Memory that a thread of the kernel could not find: decisions/0014.
+            (_, libc::EFAULT) => !matches!(command.memory, Memory::Run(_, Some(_))),
+            // No path leads to the device now.
+            (_, libc::EINVAL) => self.target.is_head,
+            _ => false,
+        };
         if !may_pass {
             return Some(command);
         }
         let now = Instant::now();
         // Of all that one reset ends, the first.
-        if command.until.is_none() && self.again.is_empty() {
+        if command.until.is_none() && self.resends_told.is_none_or(|at| now > at + RESENDS_UNTOLD) {
+            self.resends_told = Some(now);
             self.last_failure = result;
             let seconds = RESEND_LIMIT.as_secs();
             tell(&command, result, &format!(": sent again for up to {seconds} s"));
@@ -529,6 +552,7 @@ mod tests {
             shift: 9,
             bytes_max: 4 * PAGE,
             depth: 3,
+            is_head: false,
             is_polled,
         };
         StoreTarget { descriptor: generic.as_raw_fd(), commands: Some(commands) }
@@ -683,6 +707,50 @@ mod tests {
         let ended = commands.complete(slots, 1 << 32 | COMMAND, 0x0370).expect("it is given up");
         assert_eq!((ended.user_data, ended.result), (5, -libc::EIO));
         assert!(commands.is_idle() && commands.spare_lists.len() == 1);
+    }
+
+    #[test]
+    fn only_what_was_not_begun_is_sent_again() {
+        let registered = || Memory::Run(0, Some(0));
+        let cases = [
+            (-libc::EINTR, registered(), false, true),
+            (-libc::EFAULT, Memory::List(Vec::new()), false, true),
+            (-libc::EFAULT, Memory::Run(0, None), false, true),
+            (-libc::EFAULT, registered(), false, false),
+            (-libc::EINVAL, registered(), true, true),
+            (-libc::EINVAL, registered(), false, false),
+            (-libc::EIO, registered(), true, false),
+        ];
+        for (result, memory, is_head, is_again) in cases {
+            let (mut uring, operation) = ring_with_operation(false, 1);
+            let Uring { commands, slots, .. } = &mut uring;
+            let commands = commands.as_mut().expect("set");
+            commands.target.is_head = is_head;
+            commands.waiting.push_back(flush(operation, memory));
+            commands.next_entry().expect("it waits, and there is a place");
+            let ended = commands.complete(slots, COMMAND, result);
+            assert_eq!(ended.is_none(), is_again, "{result}, {is_head}");
+            commands.cancel_waiting(slots, &mut Vec::new());
+        }
+    }
+
+    #[test]
+    fn what_the_device_leaves_open_is_sent_again_a_few_times() {
+        let (mut uring, operation) = ring_with_operation(false, 1);
+        let Uring { commands, slots, .. } = &mut uring;
+        let commands = commands.as_mut().expect("set");
+        commands.waiting.push_back(flush(operation, Memory::Run(0, None)));
+        for failure in 0..RETRIES_MAX {
+            commands.next_entry().expect("it waits, and there is a place");
+            let name = u64::from(failure) << 32 | COMMAND;
+            assert_eq!(commands.complete(slots, name, 0x0280), None, "failure {failure}");
+            std::thread::sleep(RESEND_PAUSE);
+            commands.take_due();
+        }
+        commands.next_entry().expect("it waits, and there is a place");
+        let name = u64::from(RETRIES_MAX) << 32 | COMMAND;
+        let ended = commands.complete(slots, name, 0x0280).expect("it is given up");
+        assert_eq!((ended.user_data, ended.result), (5, -libc::EIO));
     }
 
     #[test]
