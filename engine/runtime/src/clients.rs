@@ -300,14 +300,14 @@ impl Host for HostPort<'_> {
     }
 
     fn open_export(&mut self, name: &str) -> Option<Export> {
-        self.shared.open_export(name)
+        self.shared.exports.open(name)
     }
 
     fn list_exports(&self) -> Vec<String> {
-        self.shared.list_exports()
+        self.shared.exports.names()
     }
 
     fn close_export(&mut self, volume: VolumeId) {
-        self.shared.close_export(volume);
+        self.shared.exports.close(volume);
     }
 }

@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use twinpoint_core::contract::{
-    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Reply, Report, Ticket,
+    Command, CoordinatorAction, CoordinatorEvent, IoFailure, IoToken, Order, Refusal, Reply,
+    Report, Ticket,
 };
 use twinpoint_core::coordinator::Coordinator;
 use twinpoint_core::request::Tag;
-use twinpoint_core::units::{BufferId, CpNumber, Instant, ShardId};
+use twinpoint_core::units::{BufferId, CpNumber, Instant, ShardId, VolumeId};
 
 use crate::calls::{Call, Calls};
 use crate::clients::worker_of;
+use crate::exports::InUse;
 use crate::lanes::LanePort;
 use crate::mail::Mail;
 use crate::uring::UringError;
@@ -36,6 +38,8 @@ pub(crate) struct CoordinatorPort {
     pub(crate) coordinator: Coordinator,
     calls: Calls,
     replies: HashMap<Ticket, Sender<Reply>>,
+    /// Volumes whose deletion was asked for.
+    withdrawn: HashMap<Ticket, VolumeId>,
     next_ticket: u64,
     /// The gate was closed at this CP and is not quiet yet.
     closing: Option<CpNumber>,
@@ -76,6 +80,7 @@ impl CoordinatorPort {
             coordinator,
             calls,
             replies: HashMap::new(),
+            withdrawn: HashMap::new(),
             next_ticket: 0,
             closing: None,
             peer: None,
@@ -238,7 +243,9 @@ impl Worker {
                     self.resume_all();
                 }
             }
-            CoordinatorAction::Publish(catalog, serving) => self.shared.publish(catalog, serving),
+            CoordinatorAction::Publish(catalog, serving) => {
+                self.shared.exports.publish(catalog, serving)
+            }
             CoordinatorAction::Log(text) => eprintln!("twinpoint: {text}"),
             CoordinatorAction::Timing { written_ns, durable_ns } => {
                 let port = self.coordinator.as_ref().expect("it acts");
@@ -280,6 +287,10 @@ impl Worker {
     fn reply(&mut self, ticket: Ticket, reply: Reply) {
         let stopped = reply == Reply::Stopped;
         let port = self.coordinator.as_mut().expect("it replies");
+        let withdrawn = port.withdrawn.remove(&ticket);
+        if let Some(volume) = withdrawn.filter(|_| matches!(reply, Reply::Refused(_))) {
+            self.shared.exports.offer_again(volume);
+        }
         if let Some(sender) = port.replies.remove(&ticket) {
             // A caller that gave up is not told.
             _ = sender.send(reply);
@@ -319,11 +330,13 @@ impl Worker {
             Call::Command(command, reply) => {
                 let ticket = port.ticket(reply);
                 if let Command::VolumeDelete { name } = &command {
-                    let volumes = self.shared.volumes();
-                    if volumes.iter().any(|(volume, uses)| volume.name == *name && *uses > 0) {
-                        let refusal = twinpoint_core::contract::Refusal::VolumeInUse;
-                        self.reply(ticket, Reply::Refused(refusal));
-                        return Ok(());
+                    match self.shared.exports.withdraw(name) {
+                        Ok(None) => {}
+                        Ok(Some(volume)) => drop(port.withdrawn.insert(ticket, volume)),
+                        Err(InUse) => {
+                            self.reply(ticket, Reply::Refused(Refusal::VolumeInUse));
+                            return Ok(());
+                        }
                     }
                 }
                 self.coordinator_event(CoordinatorEvent::Command(ticket, command));

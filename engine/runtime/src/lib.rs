@@ -7,6 +7,7 @@ mod coordinator_port;
 mod cut;
 pub mod device;
 mod efficiency;
+mod exports;
 pub mod gate;
 mod lane_port;
 mod lanes;

@@ -145,7 +145,7 @@ impl LocalClient {
     /// Opens a volume by its name; none if there is no such volume, or the node serves none now. It stays in use
     /// until the client is dropped.
     pub fn open(&mut self, name: &str) -> Option<LocalVolume> {
-        let export = self.shared.open_export(name)?;
+        let export = self.shared.exports.open(name)?;
         self.opened.push(export.volume);
         Some(LocalVolume { id: export.volume, size_bytes: export.size_bytes })
     }
@@ -409,7 +409,7 @@ impl LocalClient {
 impl Drop for LocalClient {
     fn drop(&mut self) {
         for volume in self.opened.drain(..) {
-            self.shared.close_export(volume);
+            self.shared.exports.close(volume);
         }
     }
 }

@@ -2,21 +2,19 @@
 //!
 //! Invariant: nothing here is locked on the data path; the exports' lock is taken when a client connects or leaves.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use crossbeam_utils::CachePadded;
-use twinpoint_core::catalog::Catalog;
 use twinpoint_core::geometry::Geometry;
 use twinpoint_core::request::{Operation, Request};
-use twinpoint_core::units::{BufferId, ShardId, VolumeId};
+use twinpoint_core::units::{BufferId, ShardId};
 
 use crate::buffers::Arena;
 use crate::efficiency::{ThreadCosts, sum};
+use crate::exports::Exports;
 use crate::gate::Gate;
 use crate::mail::{Mail, Mailbox};
-use crate::nbd::Export;
 use crate::status::{DeviceTraffic, EfficiencyStatus, TrafficStatus, WireTraffic};
 
 /// See the module.
@@ -40,8 +38,7 @@ pub(crate) struct Shared {
     holding: AtomicBool,
     refusing: AtomicBool,
     keeping: AtomicBool,
-    published: AtomicBool,
-    exports: Mutex<Exports>,
+    pub exports: Exports,
 }
 
 /// Bytes moved since the node began.
@@ -83,13 +80,6 @@ pub(crate) struct ShardGauges {
     pub map_bytes: AtomicU64,
 }
 
-#[derive(Default)]
-struct Exports {
-    catalog: Catalog,
-    serving: bool,
-    uses: HashMap<VolumeId, u32>,
-}
-
 impl Shared {
     pub fn new(
         arena: Arc<Arena>,
@@ -115,8 +105,7 @@ impl Shared {
             holding: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
             keeping: AtomicBool::new(false),
-            published: AtomicBool::new(false),
-            exports: Mutex::default(),
+            exports: Exports::default(),
         }
     }
 
@@ -210,58 +199,5 @@ impl Shared {
     /// Whether enough is staged for a CP.
     pub fn is_point_due(&self) -> bool {
         self.staged_bytes.load(Ordering::Relaxed) >= self.cp_bytes
-    }
-
-    pub fn publish(&self, catalog: Catalog, serving: bool) {
-        let mut exports = self.lock();
-        exports.catalog = catalog;
-        exports.serving = serving;
-        self.published.store(true, Ordering::Release);
-    }
-
-    /// Whether the exports are known: the node is ready.
-    pub fn is_published(&self) -> bool {
-        self.published.load(Ordering::Acquire)
-    }
-
-    pub fn open_export(&self, name: &str) -> Option<Export> {
-        let mut exports = self.lock();
-        if !exports.serving {
-            return None;
-        }
-        let volumes = &exports.catalog.volumes;
-        let volume = match name {
-            "" if volumes.len() == 1 => volumes.first(),
-            _ => exports.catalog.find(name),
-        }?;
-        let export = Export { volume: volume.id, size_bytes: volume.size_bytes, read_only: false };
-        *exports.uses.entry(export.volume).or_default() += 1;
-        Some(export)
-    }
-
-    pub fn list_exports(&self) -> Vec<String> {
-        let exports = self.lock();
-        let volumes = exports.catalog.volumes.iter().filter(|_| exports.serving);
-        volumes.map(|volume| volume.name.clone()).collect()
-    }
-
-    pub fn close_export(&self, volume: VolumeId) {
-        let mut exports = self.lock();
-        let uses = exports.uses.get_mut(&volume).expect("an export is closed after it was opened");
-        *uses -= 1;
-        if *uses == 0 {
-            exports.uses.remove(&volume);
-        }
-    }
-
-    /// The volumes, each with the number of its users.
-    pub fn volumes(&self) -> Vec<(twinpoint_core::catalog::Volume, u32)> {
-        let exports = self.lock();
-        let uses = |id| exports.uses.get(&id).copied().unwrap_or(0);
-        exports.catalog.volumes.iter().map(|volume| (volume.clone(), uses(volume.id))).collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Exports> {
-        self.exports.lock().expect("nobody panics while holding the exports")
     }
 }

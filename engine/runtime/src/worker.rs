@@ -276,7 +276,7 @@ impl Worker {
 
     /// Clients are let in once the exports are known, or will never be: then each is refused.
     fn accept_when_published(&mut self) -> Result<(), UringError> {
-        let is_known = self.shared.is_published() || self.shared.is_refusing();
+        let is_known = self.shared.exports.is_published() || self.shared.is_refusing();
         if self.accepting || !is_known {
             return Ok(());
         }

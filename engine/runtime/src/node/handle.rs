@@ -67,7 +67,9 @@ impl NodeHandle {
     pub(super) fn wait_until_published(&self, supervisor: &JoinHandle<Result<(), NodeError>>) {
         let is_published = || {
             let shared = self.inner.shared.lock().expect("nobody panics with it");
-            shared.as_ref().is_some_and(|shared| shared.is_published() || shared.is_refusing())
+            shared
+                .as_ref()
+                .is_some_and(|shared| shared.exports.is_published() || shared.is_refusing())
         };
         while !is_published() && !supervisor.is_finished() {
             thread::sleep(Duration::from_millis(1));
@@ -246,6 +248,7 @@ impl NodeHandle {
                 sum(|gauges| &gauges.mapped_blocks),
             ),
             volumes: shared
+                .exports
                 .volumes()
                 .into_iter()
                 .map(|(volume, uses)| VolumeStatus {

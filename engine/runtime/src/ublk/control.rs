@@ -236,8 +236,7 @@ impl Keeper {
             }
             State::Up { shared, device } => {
                 let is_let_go = Arc::strong_count(device) == 1;
-                let name = &unit.volume.name;
-                let is_served = shared.list_exports().iter().any(|export| export == name);
+                let is_served = shared.exports.offers(device.export.volume);
                 let now = self.node.shared();
                 let same_workers = now.is_some_and(|now| Arc::ptr_eq(&now, shared));
                 if is_let_go {
@@ -260,9 +259,9 @@ impl Keeper {
     fn bring_up(&mut self, index: usize) -> Result<(), UblkError> {
         let unit = &mut self.units[index];
         let Some(shared) = self.node.shared() else { return Ok(()) };
-        let Some(export) = shared.open_export(&unit.volume.name) else { return Ok(()) };
+        let Some(export) = shared.exports.open(&unit.volume.name) else { return Ok(()) };
         let Some((store, term)) = self.node.identity() else {
-            shared.close_export(export.volume);
+            shared.exports.close(export.volume);
             return Ok(());
         };
         let plan = Plan {
@@ -275,7 +274,7 @@ impl Keeper {
         let (node, switch) = (&self.node, &self.switch);
         let made =
             self.devices.bring_up(&plan, &|device| node.attach(device), &|| switch.is_over());
-        let (device, taken_over) = made.inspect_err(|_| shared.close_export(export.volume))?;
+        let (device, taken_over) = made.inspect_err(|_| shared.exports.close(export.volume))?;
         unit.id = Some(device.id);
         unit.told.clear();
         let taken_over = if taken_over { ", taken over as it was" } else { "" };
@@ -306,7 +305,7 @@ impl Keeper {
         if let State::Up { shared, device } =
             std::mem::replace(&mut self.units[index].state, State::Down)
         {
-            shared.close_export(device.export.volume);
+            shared.exports.close(device.export.volume);
         }
     }
 
