@@ -15,6 +15,7 @@ use super::device::Device;
 use super::queue::{PIECES_MAX, Queue};
 use super::step::Step;
 use crate::clients::{HostPort, WORKER_SHIFT};
+use crate::mail::Mail;
 use crate::uring::UringError;
 use crate::worker::{UBLK, Worker};
 
@@ -74,8 +75,8 @@ impl Worker {
             return Ok(());
         }
         if self.uring.free() < usize::from(device.depth) + PLACES_KEPT {
-            // Its device does not start: the thread that makes it is told so by the kernel's silence.
-            eprintln!("twinpoint: /dev/ublkc{}: a thread has no room for its queue", device.id);
+            // Later: what is under way leaves room when it ends, and the kernel waits for the queue.
+            self.mailbox.send(self.index, Mail::Ublk(device, number_of_queue));
             return Ok(());
         }
         let queues = &mut self.ublk.queues;
