@@ -62,7 +62,7 @@ pub struct NodeStatus {
     /// What moving them took.
     #[serde(default)]
     pub efficiency: EfficiencyStatus,
-    /// Connected NBD clients.
+    /// Connected NBD clients, and queues of ublk devices.
     pub clients: u64,
     /// Seconds since the node started.
     pub uptime_seconds: u64,

@@ -1,9 +1,9 @@
 """Scenario 10: a store driven by NVMe commands, beside the block path, with and without polled completions.
 
-One guest, its driver loaded without poll queues, with several paths, and with poll queues. What cannot be is refused in one line; ext4 and fio
-verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node killed under load is
-opened again in the other mode, with every flushed byte; and the same jobs run in all three modes in turns, with what
-each costs counted by the guest's kernel.
+One guest, its driver loaded without poll queues, with several paths, and with poll queues. What cannot be is refused in
+one line; ext4 and fio verify over nbd.ko, also while the controller is reset; the device is claimed meanwhile; a node
+killed under load is opened again in the other mode, with every flushed byte; and the same jobs run in all three modes in
+turns, with what each costs counted by the guest's kernel.
 """
 
 import json
