@@ -18,6 +18,7 @@
 //! If that fails, slots and arena are leaked rather than freed under the kernel's hands.
 
 mod commands;
+mod cuts;
 mod entries;
 mod error;
 mod operation;
