@@ -163,6 +163,8 @@ struct Unit {
     volume: UblkVolume,
     /// Of the device that was made, also when it is down.
     id: Option<u32>,
+    /// It waited for this process.
+    is_taken_over: bool,
     state: State,
     retry_at: Option<Instant>,
     told: String,
@@ -183,6 +185,7 @@ impl Unit {
         Unit {
             volume: volume.clone(),
             id: None,
+            is_taken_over: false,
             state: State::Down,
             retry_at: None,
             told: String::new(),
@@ -192,12 +195,13 @@ impl Unit {
 
 impl Keeper {
     fn run(mut self, first: &Sender<Result<Vec<String>, UblkError>>) {
-        let done = (0..self.units.len()).try_for_each(|index| self.step(index));
+        let done = self.bring_up_all();
         let failed = done.is_err();
         let paths = self.units.iter().filter_map(|unit| unit.id).map(path).collect();
         // The node waits for it.
         _ = first.send(done.map(|()| paths));
-        for unit in self.units.iter().filter(|unit| !failed && unit.id.is_none()) {
+        let is_unknown = |unit: &&Unit| !failed && unit.id.is_none() && unit.told.is_empty();
+        for unit in self.units.iter().filter(is_unknown) {
             self.node.log(format!(
                 "volume {} is no block device yet: this node serves no volume of that name",
                 unit.volume.name
@@ -205,22 +209,54 @@ impl Keeper {
         }
         while !failed && !self.switch.pause() {
             for index in 0..self.units.len() {
-                let done = self.step(index);
-                let unit = &mut self.units[index];
-                if let Err(error) = done {
-                    unit.retry_at = Some(Instant::now() + RETRY);
-                    let text = format!("volume {}: {error}", unit.volume.name);
-                    if text != unit.told {
-                        self.node.log(text.clone());
-                        unit.told = text;
-                    }
+                if let Err(error) = self.step(index) {
+                    self.try_again_later(index, &error);
                 }
             }
         }
         for index in 0..self.units.len() {
-            self.end(index);
+            if !(failed && self.units[index].is_taken_over) {
+                self.end(index);
+            }
+        }
+        if failed {
+            self.leave_taken_over();
         }
         self.switch.set_running(false);
+    }
+
+    /// The first look after all devices. What may pass holds nobody else up: it is tried again.
+    fn bring_up_all(&mut self) -> Result<(), UblkError> {
+        for index in 0..self.units.len() {
+            match self.step(index) {
+                Err(error) if error.may_pass() => self.try_again_later(index, &error),
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    fn try_again_later(&mut self, index: usize, error: &UblkError) {
+        let unit = &mut self.units[index];
+        unit.retry_at = Some(Instant::now() + RETRY);
+        let text = format!("volume {}: {error}", unit.volume.name);
+        if text != unit.told {
+            self.node.log(text.clone());
+            unit.told = text;
+        }
+    }
+
+    /// A start that fails leaves the devices that it took over as they were: their users wait for the next one.
+    fn leave_taken_over(&mut self) {
+        for index in 0..self.units.len() {
+            if let State::Up { shared, .. } = &self.units[index].state
+                && self.units[index].is_taken_over
+            {
+                shared.set_keeping();
+                self.close(index);
+                self.units[index].id = None;
+            }
+        }
     }
 
     /// Looks after one device.
@@ -276,6 +312,7 @@ impl Keeper {
             self.devices.bring_up(&plan, &|device| node.attach(device), &|| switch.is_over());
         let (device, taken_over) = made.inspect_err(|_| shared.exports.close(export.volume))?;
         unit.id = Some(device.id);
+        unit.is_taken_over = taken_over;
         unit.told.clear();
         let taken_over = if taken_over { ", taken over as it was" } else { "" };
         let name = &unit.volume.name;

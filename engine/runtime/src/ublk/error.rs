@@ -55,6 +55,13 @@ pub enum UblkError {
     System(io::Error),
 }
 
+impl UblkError {
+    /// Whether it may pass while the node serves: somebody else still has the device.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, UblkError::Held { .. } | UblkError::Silent { .. })
+    }
+}
+
 impl fmt::Display for UblkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -81,7 +88,10 @@ impl fmt::Display for UblkError {
                 write!(f, "--ublk: the kernel refused to {what} device {id}: {error}")
             }
             UblkError::Silent { what, id } => {
-                write!(f, "--ublk: the kernel did not {what} device {id} in time")
+                write!(
+                    f,
+                    "--ublk: the kernel did not {what} device {id} in time: is it still mounted or open? Trying again"
+                )
             }
             UblkError::Device { id, error } => write!(f, "--ublk: /dev/ublkc{id}: {error}"),
             UblkError::NodeEnds => f.write_str("--ublk: the node is ending"),
