@@ -1,11 +1,11 @@
 //! Trials: whether connections over RDMA carry data at all, and when to do without them for a while.
 //!
 //! It comes before the flow, in set-up, and hears of every connection's end. A network can let small packets pass and
-//! lose large ones: a wrong MTU on one switch, loss without flow control. Then connections come about, and break at
-//! their first placement, again and again; over TCP the pair would live.
+//! lose large ones: a wrong MTU on one switch or at one node, loss without flow control. Then connections come about, and
+//! break at their first placement or long message, again and again; over TCP the pair would live.
 //!
 //! Invariant: one placement that arrived is proof enough. A peer that dies, or a port that goes down, counts against a
-//! connection only if that was before its first one.
+//! connection only if that was before its first one. The connections of one session fail together: they count once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +14,6 @@ use super::cause::Cause;
 
 /// So many failures, one after the other, are no accident.
 const FAILURES_MAX: u32 = 2;
-/// The lanes of one session fail together.
-const TOGETHER: Duration = Duration::from_secs(1);
 /// What failed so long ago says nothing of the next.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 /// How long TCP is used then, if the session lasts no longer.
@@ -25,27 +23,40 @@ const PAUSE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Trials(Mutex<State>);
 
+/// Which failures are told apart: connections that were begun with none between them fail together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Trial(u64);
+
 #[derive(Default)]
 struct State {
+    trial: Trial,
     failures: u32,
     last: Option<(Instant, Cause)>,
 }
 
 impl Trials {
-    /// The first placement of a connection has arrived.
-    pub(super) fn worked(&self) {
-        *self.lock() = State::default();
+    /// A connection begins.
+    pub(super) fn begin(&self) -> Trial {
+        self.lock().trial
     }
 
-    /// A connection broke at its first placement.
-    pub(super) fn failed(&self, cause: Cause, now: Instant) {
+    /// The first placement of a connection has arrived.
+    pub(super) fn worked(&self) {
         let mut state = self.lock();
+        (state.failures, state.last) = (0, None);
+    }
+
+    /// A connection broke before anything large came through.
+    pub(super) fn failed(&self, trial: Trial, cause: Cause, now: Instant) {
+        let mut state = self.lock();
+        if trial != state.trial {
+            return;
+        }
+        state.trial.0 += 1;
         if state.last.is_some_and(|(last, _)| now.duration_since(last) >= FORGOTTEN) {
-            *state = State::default();
+            state.failures = 0;
         }
-        if state.last.is_none_or(|(last, _)| now.duration_since(last) >= TOGETHER) {
-            state.failures += 1;
-        }
+        state.failures += 1;
         state.last = Some((now, cause));
     }
 
@@ -76,23 +87,26 @@ mod tests {
     fn two_failures_make_a_pause_and_one_success_none() {
         let (trials, start) = (Trials::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
+        let fail = |seconds| trials.failed(trials.begin(), Cause::SILENT_PEER, at(seconds));
         assert_eq!(trials.obstacle(at(0)), None);
-        trials.failed(Cause::SILENT_PEER, at(0));
-        // Another lane of the same session.
-        trials.failed(Cause::SILENT_PEER, at(0));
-        assert_eq!(trials.obstacle(at(1)), None);
-        trials.failed(Cause::SILENT_PEER, at(10));
-        let told = trials.obstacle(at(11)).unwrap();
+        // Two lanes of one session.
+        let (one, other) = (trials.begin(), trials.begin());
+        trials.failed(one, Cause::SILENT_PEER, at(0));
+        trials.failed(other, Cause::SILENT_PEER, at(5));
+        assert_eq!(trials.obstacle(at(5)), None);
+        // The next session, however soon.
+        fail(5);
+        let told = trials.obstacle(at(6)).unwrap();
         assert!(told.contains("2 times") && told.contains("status 12"), "{told}");
-        assert_eq!(trials.obstacle(at(70)), None, "tried again after a while");
-        trials.failed(Cause::SILENT_PEER, at(75));
+        assert_eq!(trials.obstacle(at(65)), None, "tried again after a while");
+        fail(75);
         assert!(trials.obstacle(at(76)).is_some(), "and given up at once if it fails again");
-        trials.failed(Cause::SILENT_PEER, at(1000));
+        fail(1000);
         assert_eq!(trials.obstacle(at(1001)), None, "what is long ago is forgotten");
-        trials.failed(Cause::SILENT_PEER, at(1010));
+        fail(1010);
         assert!(trials.obstacle(at(1011)).is_some());
         trials.worked();
-        trials.failed(Cause::SILENT_PEER, at(1020));
+        fail(1020);
         assert_eq!(trials.obstacle(at(1021)), None);
     }
 }

@@ -38,19 +38,21 @@ const _: () = assert!(SETUP_BYTES_MAX <= CHANNEL_BYTES_MAX);
 pub(super) fn run(shared: &Arc<Shared>, address: &str) {
     let mut pause = PAUSE_MIN;
     let mut refusals = Refusals::default();
-    let mut session_since = None;
     while !shared.is_stopping() {
         if !is_wanted(shared) {
             shared.pause(PAUSE_MIN);
             continue;
         }
-        if session_since.take().is_some_and(|since: Instant| since.elapsed() >= SESSION_LASTED) {
-            pause = PAUSE_MIN;
-        }
         match try_once(shared, address) {
             Ok(()) => {
                 refusals.session_began();
-                session_since = Some(Instant::now());
+                let since = Instant::now();
+                while !shared.is_stopping() && !is_wanted(shared) {
+                    shared.pause(PAUSE_MIN);
+                }
+                if since.elapsed() >= SESSION_LASTED {
+                    pause = PAUSE_MIN;
+                }
             }
             // This node's own affair, which it logs itself.
             Err(Trouble::Stopping) => {}

@@ -86,6 +86,7 @@ impl RdmaWire {
             if self.counters.placed_bytes_sent == 0 && post.placed.length > 0 {
                 self.trials.worked();
             }
+            self.longest_message_bytes = self.longest_message_bytes.max(post.message_bytes);
             self.counters.count_sent(post.message_bytes as usize, post.placed.length);
             deliver(Event::Posted { token: post.token });
             let post = self.outbox.pop_front().expect("there is a front");
