@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use super::adapter::Adapter;
 use super::adapters::{Adapters, OpenFault};
 use super::card::Step;
+use super::lookout::Lookouts;
 use super::manager::{EventChannel, Id, ManagerEvent, PRIVATE_BYTES};
 use super::options::{ProbeError, RdmaOptions, probe};
 use super::queues::Queues;
@@ -164,6 +165,7 @@ pub(super) fn refused(step: &'static str) -> impl Fn(io::Error) -> RdmaFault {
 pub(super) struct Ground<'a> {
     pub(super) options: &'a RdmaOptions,
     pub(super) adapters: &'a Adapters,
+    pub(super) lookouts: &'a Lookouts,
     pub(super) region: &'a Arc<Region>,
     pub(super) lend: Span,
     /// When a try has to have ended, so that there is time left to say what became of it.
@@ -232,6 +234,7 @@ impl Ground<'_> {
             },
             OpenFault::Patience => RdmaFault::MemorySlow { bytes },
         })?;
+        self.lookouts.watch(&found);
         Ok((adapter, port))
     }
 

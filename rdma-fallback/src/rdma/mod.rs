@@ -5,7 +5,7 @@
 //! ```text
 //!   settle     which transport, said over the authenticated channel      setup_frame; trials: does it carry data
 //!   connect    two queue pairs become one connection                     manager: librdmacm
-//!   adapter    one open device, the region registered in it, alarms       adapters: which are open
+//!   adapter    one open device, the region registered in it, alarms       adapters: which are open; lookout: does one go
 //!   queues     slots, window, requests                                   verbs: libibverbs
 //!   wire       the contract: posts, credit, completions                  credit, frame, cut, watch
 //! ```
@@ -22,6 +22,7 @@ mod credit;
 mod cut;
 mod frame;
 mod library;
+mod lookout;
 mod manager;
 mod options;
 mod queues;

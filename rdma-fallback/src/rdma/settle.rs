@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::adapters::Adapters;
 use super::connect::{Calling, Connected, Ground, Listening, Proofs, RdmaFault, own_address};
+use super::lookout::Lookouts;
 use super::options::{Choice, OptionFault, RdmaOptions, probe};
 use super::setup_frame::{Endpoint, NONCE_BYTES, SETUP_FRAME_BYTES_MAX, SetupFrame};
 use super::trials::Trials;
@@ -42,6 +43,7 @@ pub struct Transports {
     options: RdmaOptions,
     region: Arc<Region>,
     adapters: Adapters,
+    lookouts: Lookouts,
     trials: Arc<Trials>,
 }
 
@@ -111,8 +113,9 @@ impl Transports {
         region: Arc<Region>,
     ) -> Result<Transports, OptionFault> {
         options.check()?;
-        let (adapters, trials) = (Adapters::default(), Arc::default());
-        Ok(Transports { choice, options, region, adapters, trials })
+        let (adapters, lookouts, trials) =
+            (Adapters::default(), Lookouts::default(), Arc::default());
+        Ok(Transports { choice, options, region, adapters, lookouts, trials })
     }
 
     /// What of this host keeps RDMA from being used as the options say, at this moment: one line. None where TCP is
@@ -148,6 +151,7 @@ impl Transports {
         let ground = Ground {
             options: &self.options,
             adapters: &self.adapters,
+            lookouts: &self.lookouts,
             region: &self.region,
             lend,
             latest: now + limit / 3 * 2,

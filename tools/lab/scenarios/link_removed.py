@@ -1,8 +1,9 @@
 """Scenario 4: the RDMA link is removed under load, and comes back.
 
 First at the wire alone, whose traffic is connected anew whenever it breaks. Then under a pair of nodes, started with
-`--transport auto`: they begin over RDMA, go on over TCP when the verbs device is removed, and return to RDMA after it is
-there again and the session began anew. Nothing that was flushed may be lost on the way.
+`--transport auto`: they begin over RDMA, go on over TCP when the verbs device of one is removed, let that of the other go
+too, and return to RDMA after both are there again and the session began anew. Nothing that was flushed may be lost on the
+way.
 """
 
 from labkit import load, rdma
@@ -60,7 +61,11 @@ def under_nodes(lab, guests, disks):
         nodes[0].wait_transport("tcp")
         writing.wait()
         lab.say(f"link of guest {guest.name} removed: went on over TCP, contents verified")
-        rdma.link_up(guest)
+        # The other node has no connection over its device any more, and lets go of it all the same.
+        other = a if guest is b else b
+        rdma.link_down(other)
+        for each in (other, guest):
+            rdma.link_up(each)
         # A session keeps its transport: it returns to RDMA when it begins anew.
         nodes[1].restart("secondary")
         nodes[0].wait_transport("rdma")
