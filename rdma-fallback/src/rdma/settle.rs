@@ -44,7 +44,7 @@ pub struct Transports {
     region: Arc<Region>,
     adapters: Adapters,
     lookouts: Lookouts,
-    trials: Arc<Trials>,
+    trials: Trials,
 }
 
 /// A wire, and why it is not an RDMA one.
@@ -114,7 +114,7 @@ impl Transports {
     ) -> Result<Transports, OptionFault> {
         options.check()?;
         let (adapters, lookouts, trials) =
-            (Adapters::default(), Lookouts::default(), Arc::default());
+            (Adapters::default(), Lookouts::default(), Trials::default());
         Ok(Transports { choice, options, region, adapters, lookouts, trials })
     }
 
@@ -163,7 +163,7 @@ impl Transports {
         match outcome {
             Ok((connected, peer)) => {
                 let region = Arc::clone(&self.region);
-                let wire = RdmaWire::new(connected, region, lend, peer, Arc::clone(&self.trials));
+                let wire = RdmaWire::new(connected, region, lend, peer, self.trials.begin());
                 let wire = Wire::Rdma(Box::new(wire.map_err(SettleError::System)?));
                 Ok(Settled { wire, without_rdma: None })
             }

@@ -7,9 +7,10 @@
 //! Invariant: one placement that arrived is proof enough. A peer that dies, or a port that goes down, counts against a
 //! connection only if that was before its first one. The connections of one session fail together: they count once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::adapter::lock;
 use super::cause::Cause;
 
 /// So many failures, one after the other, are no accident.
@@ -19,50 +20,76 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 /// How long TCP is used then, if the session lasts no longer.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// A message that is so short passes where anything does, with what is around it: half of the smallest MTU.
+const SHORT_BYTES: u32 = 128;
+
 /// Of all connections to one peer.
 #[derive(Default)]
-pub(super) struct Trials(Mutex<State>);
-
-/// Which failures are told apart: connections that were begun with none between them fail together.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Trial(u64);
+pub(super) struct Trials(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    trial: Trial,
+    /// Connections that began with no failure between them fail together.
+    round: u64,
     failures: u32,
     last: Option<(Instant, Cause)>,
+}
+
+/// Of one connection.
+pub(super) struct Trial {
+    state: Arc<Mutex<State>>,
+    round: u64,
+    has_placed: bool,
+    /// Of the messages that arrived.
+    longest_bytes: u32,
+}
+
+impl Trial {
+    /// A post has arrived, with so many bytes of its message and placed.
+    pub(super) fn arrived(&mut self, message_bytes: u32, placed_bytes: u32) {
+        self.longest_bytes = self.longest_bytes.max(message_bytes);
+        if placed_bytes > 0 && !self.has_placed {
+            self.has_placed = true;
+            let mut state = lock(&self.state);
+            (state.failures, state.last) = (0, None);
+        }
+    }
+
+    /// The connection broke with these posts under way, each with the bytes of its message and placed.
+    pub(super) fn broke(&self, cause: Cause, mut under_way: impl Iterator<Item = (u32, u32)>) {
+        let is_of_device = matches!(cause, Cause::DeviceRemoved | Cause::PortDown);
+        let is_large = |(message, placed)| placed > 0 || message > self.longest_bytes;
+        if !is_of_device && !self.has_placed && under_way.any(is_large) {
+            lock(&self.state).failed(self.round, cause, Instant::now());
+        }
+    }
+}
+
+impl State {
+    fn failed(&mut self, round: u64, cause: Cause, now: Instant) {
+        if round != self.round {
+            return;
+        }
+        self.round += 1;
+        if self.last.is_some_and(|(last, _)| now.duration_since(last) >= FORGOTTEN) {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        self.last = Some((now, cause));
+    }
 }
 
 impl Trials {
     /// A connection begins.
     pub(super) fn begin(&self) -> Trial {
-        self.lock().trial
-    }
-
-    /// The first placement of a connection has arrived.
-    pub(super) fn worked(&self) {
-        let mut state = self.lock();
-        (state.failures, state.last) = (0, None);
-    }
-
-    /// A connection broke before anything large came through.
-    pub(super) fn failed(&self, trial: Trial, cause: Cause, now: Instant) {
-        let mut state = self.lock();
-        if trial != state.trial {
-            return;
-        }
-        state.trial.0 += 1;
-        if state.last.is_some_and(|(last, _)| now.duration_since(last) >= FORGOTTEN) {
-            state.failures = 0;
-        }
-        state.failures += 1;
-        state.last = Some((now, cause));
+        let state = Arc::clone(&self.0);
+        let round = lock(&state).round;
+        Trial { state, round, has_placed: false, longest_bytes: SHORT_BYTES }
     }
 
     /// Why RDMA should not be tried now: one line.
     pub(super) fn obstacle(&self, now: Instant) -> Option<String> {
-        let state = self.lock();
+        let state = lock(&self.0);
         let (last, cause) = state.last?;
         let is_over = now.duration_since(last) >= PAUSE;
         (state.failures >= FAILURES_MAX && !is_over).then(|| {
@@ -72,10 +99,6 @@ impl Trials {
                 state.failures
             )
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,12 +110,15 @@ mod tests {
     fn two_failures_make_a_pause_and_one_success_none() {
         let (trials, start) = (Trials::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let fail = |seconds| trials.failed(trials.begin(), Cause::SILENT_PEER, at(seconds));
+        let failed = |trial: &Trial, seconds| {
+            lock(&trials.0).failed(trial.round, Cause::SILENT_PEER, at(seconds));
+        };
+        let fail = |seconds| failed(&trials.begin(), seconds);
         assert_eq!(trials.obstacle(at(0)), None);
         // Two lanes of one session.
         let (one, other) = (trials.begin(), trials.begin());
-        trials.failed(one, Cause::SILENT_PEER, at(0));
-        trials.failed(other, Cause::SILENT_PEER, at(5));
+        failed(&one, 0);
+        failed(&other, 5);
         assert_eq!(trials.obstacle(at(5)), None);
         // The next session, however soon.
         fail(5);
@@ -105,8 +131,31 @@ mod tests {
         assert_eq!(trials.obstacle(at(1001)), None, "what is long ago is forgotten");
         fail(1010);
         assert!(trials.obstacle(at(1011)).is_some());
-        trials.worked();
+        trials.begin().arrived(60, 4096);
         fail(1020);
         assert_eq!(trials.obstacle(at(1021)), None);
+    }
+
+    #[test]
+    fn only_what_is_large_and_new_is_a_trial() {
+        let failures = |messages: &[u32], cause, under_way: &[(u32, u32)]| {
+            let trials = Trials::default();
+            let mut trial = trials.begin();
+            messages.iter().for_each(|bytes| trial.arrived(*bytes, 0));
+            trial.broke(cause, under_way.iter().copied());
+            lock(&trials.0).failures
+        };
+        let silent = Cause::SILENT_PEER;
+        assert_eq!(failures(&[], silent, &[]), 0);
+        assert_eq!(failures(&[], silent, &[(60, 0)]), 0, "a short message");
+        assert_eq!(failures(&[], silent, &[(60, 0), (60, 4096)]), 1);
+        assert_eq!(failures(&[], silent, &[(300, 0)]), 1, "a record");
+        assert_eq!(failures(&[300], silent, &[(300, 0)]), 0, "as long a one came through");
+        assert_eq!(failures(&[], Cause::PortDown, &[(60, 4096)]), 0);
+        let trials = Trials::default();
+        let mut trial = trials.begin();
+        trial.arrived(60, 4096);
+        trial.broke(silent, [(60, 8192)].into_iter());
+        assert_eq!(lock(&trials.0).failures, 0, "data came through");
     }
 }

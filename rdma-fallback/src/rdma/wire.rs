@@ -34,7 +34,7 @@ use super::cut;
 use super::frame::{Arrivals, HEAD_BYTES, Head, Kind};
 use super::queues::{Origin, Queues, origin};
 use super::setup_frame::Endpoint;
-use super::trials::{Trial, Trials};
+use super::trials::Trial;
 #[cfg(test)]
 use super::verbs::Change;
 use super::watch::Watch;
@@ -58,17 +58,11 @@ const COMPLETIONS: u32 = 0;
 const MANAGER: u32 = 1;
 const BELL: u32 = 2;
 
-/// A message that is so short passes where anything does, with what is around it: half of the smallest MTU.
-const SHORT_BYTES: u32 = 128;
-
 /// One connection over RDMA. See the contract in the crate's documentation.
 pub struct RdmaWire {
     /// None once the connection is over.
     link: Option<Connected>,
-    trials: Arc<Trials>,
     trial: Trial,
-    /// Of the messages that went through.
-    longest_message_bytes: u32,
     watch: Watch,
     region: Arc<Region>,
     lend: Span,
@@ -117,7 +111,7 @@ impl RdmaWire {
         region: Arc<Region>,
         lend: Span,
         peer: Endpoint,
-        trials: Arc<Trials>,
+        trial: Trial,
     ) -> io::Result<RdmaWire> {
         let Connected { queues, id } = &connected;
         let watch = Watch::new(TICK)?;
@@ -127,9 +121,7 @@ impl RdmaWire {
         Ok(RdmaWire {
             credit: Credit::new(queues.sizes().receives, peer.receives),
             link: Some(connected),
-            trial: trials.begin(),
-            trials,
-            longest_message_bytes: SHORT_BYTES,
+            trial,
             watch,
             region,
             lend,
@@ -246,17 +238,10 @@ impl RdmaWire {
         }
     }
 
-    /// Whether this connection broke before it ever carried data, at data or at a message longer than all before.
     fn tell_trials(&self, reason: CloseReason) {
-        let mut with_card = self.outbox.iter().take(self.sent);
-        if let CloseReason::Rdma(cause) = reason
-            && self.counters.placed_bytes_sent == 0
-            && !matches!(cause, Cause::DeviceRemoved | Cause::PortDown)
-            && with_card.any(|post| {
-                post.placed.length > 0 || post.message_bytes > self.longest_message_bytes
-            })
-        {
-            self.trials.failed(self.trial, cause, Instant::now());
+        if let CloseReason::Rdma(cause) = reason {
+            let with_card = self.outbox.iter().take(self.sent);
+            self.trial.broke(cause, with_card.map(|post| (post.message_bytes, post.placed.length)));
         }
     }
 

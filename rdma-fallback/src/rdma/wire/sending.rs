@@ -83,10 +83,7 @@ impl RdmaWire {
             assert!(self.sent > 0, "the card answers only what was sent");
             self.sent -= 1;
             self.requests -= post.requests;
-            if self.counters.placed_bytes_sent == 0 && post.placed.length > 0 {
-                self.trials.worked();
-            }
-            self.longest_message_bytes = self.longest_message_bytes.max(post.message_bytes);
+            self.trial.arrived(post.message_bytes, post.placed.length);
             self.counters.count_sent(post.message_bytes as usize, post.placed.length);
             deliver(Event::Posted { token: post.token });
             let post = self.outbox.pop_front().expect("there is a front");
