@@ -88,7 +88,8 @@ impl Exports {
         offers.catalog.volumes.iter().map(|volume| (volume.clone(), uses(volume.id))).collect()
     }
 
-    /// Before a volume is deleted: nobody is to open it meanwhile. Answers which it is, if it is one that was offered.
+    /// Before a volume is deleted: nobody is to open it meanwhile. Answers which it is, if it is one that was offered. One
+    /// whose creation is not committed yet is not known here.
     ///
     /// # Errors
     /// If somebody uses it.

@@ -220,6 +220,7 @@ impl Ground<'_> {
         let Some((found, port)) = id.device() else {
             return Err(RdmaFault::DeviceElsewhere { found: None });
         };
+        self.lookouts.watch(&found);
         if self.options.device.as_ref().is_some_and(|wanted| *wanted != found) {
             return Err(RdmaFault::DeviceElsewhere { found: Some(found) });
         }
@@ -234,7 +235,6 @@ impl Ground<'_> {
             },
             OpenFault::Patience => RdmaFault::MemorySlow { bytes },
         })?;
-        self.lookouts.watch(&found);
         Ok((adapter, port))
     }
 
@@ -406,6 +406,10 @@ impl Calling {
             if is_found {
                 break;
             }
+        }
+        // The library has the device open by now, whatever becomes of the call.
+        if let Some((device, _)) = id.device() {
+            ground.lookouts.watch(&device);
         }
         id.resolve_route(left(until)?).map_err(refused("find a way to the peer"))?;
         while !matches!(next()?, Some(ManagerEvent::RouteResolved)) {}

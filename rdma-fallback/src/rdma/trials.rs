@@ -4,8 +4,9 @@
 //! lose large ones: a wrong MTU on one switch or at one node, loss without flow control. Then connections come about, and
 //! break at their first placement or long message, again and again; over TCP the pair would live.
 //!
-//! Invariant: one placement that arrived is proof enough. A peer that dies, or a port that goes down, counts against a
-//! connection only if that was before its first one. The connections of one session fail together: they count once.
+//! Invariant: one placement that arrived is proof enough. A peer that dies counts against a connection only if that was
+//! before its first one, with data or a long message under way; a device or port of this host that goes never does. The
+//! connections of one session fail together: they count once.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

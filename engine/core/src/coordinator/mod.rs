@@ -452,7 +452,9 @@ impl Coordinator {
         for (_, ticket, _) in std::mem::take(&mut self.replies) {
             self.refuse(ticket, Refusal::StoreFailed);
         }
-        for (ticket, _) in std::mem::take(&mut self.next.tickets) {
+        let sealed = self.points.iter_mut().flat_map(Point::take_tickets);
+        let asked: Vec<_> = sealed.chain(std::mem::take(&mut self.next.tickets)).collect();
+        for (ticket, _) in asked {
             self.refuse(ticket, Refusal::StoreFailed);
         }
         self.order_all(&Order::Fail);

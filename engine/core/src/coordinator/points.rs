@@ -8,7 +8,7 @@ use crate::catalog::Catalog;
 use crate::contract::{CoordinatorAction, Order, Refusal, Reply, Seal, Ticket};
 use crate::message::{PeerMessage, Role};
 use crate::request::Tag;
-use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet};
+use crate::units::{CpNumber, Instant, Root, ShardId, ShardSet, VolumeId};
 
 /// One CP that is not committed on both sides yet.
 #[derive(Debug)]
@@ -54,6 +54,11 @@ impl Point {
     /// The catalog that the CP brings.
     pub(super) fn catalog(&self) -> Option<&Catalog> {
         self.catalog.as_ref()
+    }
+
+    /// Who waits for it to be committed.
+    pub(super) fn take_tickets(&mut self) -> Vec<(Ticket, Option<VolumeId>)> {
+        std::mem::take(&mut self.tickets.tickets)
     }
 
     fn is_written(&self) -> bool {

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,22 @@ pub(crate) struct Device {
     /// The descriptions of each queue; unmapped before the file is closed.
     pub(super) descriptions: Vec<Descriptions>,
     pub(super) file: File,
+    /// It did not start: its queues are served by nobody.
+    pub(super) is_given_up: AtomicBool,
+}
+
+impl Device {
+    pub fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    fn unless_given_up(
+        self: Arc<Device>,
+        started: Result<(), UblkError>,
+    ) -> Result<Arc<Device>, UblkError> {
+        self.is_given_up.store(started.is_err(), Ordering::Release);
+        started.map(|()| self)
+    }
 }
 
 /// Whose device it is.
@@ -245,8 +262,8 @@ impl Devices {
             return Err(UblkError::NodeEnds);
         }
         let process = u64::from(std::process::id());
-        self.command("start", abi::START_DEVICE, info.id, process, START_LIMIT)?;
-        Ok(device)
+        let started = self.command("start", abi::START_DEVICE, info.id, process, START_LIMIT);
+        device.unless_given_up(started)
     }
 
     fn recover(
@@ -271,8 +288,8 @@ impl Devices {
             return Err(UblkError::NodeEnds);
         }
         let process = u64::from(std::process::id());
-        self.command("take over", abi::END_RECOVERY, info.id, process, START_LIMIT)?;
-        Ok(device)
+        let ended = self.command("take over", abi::END_RECOVERY, info.id, process, START_LIMIT);
+        device.unless_given_up(ended)
     }
 
     fn command(
@@ -316,6 +333,7 @@ fn open(info: &Info, export: Export) -> Result<Arc<Device>, UblkError> {
         writes_through: info.flags & abi::FEATURE_RECOVERY != 0,
         descriptions,
         file,
+        is_given_up: AtomicBool::new(false),
     }))
 }
 

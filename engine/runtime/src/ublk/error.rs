@@ -56,7 +56,7 @@ pub enum UblkError {
 }
 
 impl UblkError {
-    /// Whether it may pass while the node serves: somebody else still has the device.
+    /// Whether it may pass while the node serves, as when somebody else still has the device.
     pub(super) fn may_pass(&self) -> bool {
         matches!(self, UblkError::Held { .. } | UblkError::Silent { .. })
     }
@@ -88,10 +88,8 @@ impl fmt::Display for UblkError {
                 write!(f, "--ublk: the kernel refused to {what} device {id}: {error}")
             }
             UblkError::Silent { what, id } => {
-                write!(
-                    f,
-                    "--ublk: the kernel did not {what} device {id} in time: is it still mounted or open? Trying again"
-                )
+                let hint = if *what == "delete" { ": is it still mounted or open?" } else { "" };
+                write!(f, "--ublk: the kernel did not {what} device {id} in time{hint}")
             }
             UblkError::Device { id, error } => write!(f, "--ublk: /dev/ublkc{id}: {error}"),
             UblkError::NodeEnds => f.write_str("--ublk: the node is ending"),

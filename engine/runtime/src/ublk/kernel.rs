@@ -18,6 +18,12 @@ use super::error::UblkError;
 
 /// What a command reads or writes, at most.
 const DATA_BYTES: usize = 128;
+/// How long the kernel may take to end a command that is given up.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(1);
+/// The name of what gives a command up; commands are counted from 1.
+const GIVEN_UP: u64 = 0;
+/// What a command answers that was ended so. The last is the kernel's own (ERESTARTSYS).
+const INTERRUPTED: [i32; 3] = [-libc::ECANCELED, -libc::EINTR, -512];
 
 /// Control commands, one at a time.
 pub(super) struct ControlRing {
@@ -61,13 +67,26 @@ impl ControlRing {
         // SAFETY: the payload is in the entry; what it points to is `self.data`, which is not touched before the
         // command's completion, and is left to it for ever where that does not come in time.
         unsafe { self.ring.submission().push(&entry) }.expect("one command is under way at most");
-        let done = self.wait(name, limit);
+        let mut done = self.wait(name, limit);
+        if matches!(done, Ok(None)) {
+            done = self.give_up(name);
+        }
         if matches!(done, Ok(Some(_))) {
             data.copy_from_slice(&self.data[..data.len()]);
         } else {
             std::mem::forget(std::mem::replace(&mut self.data, Box::new([0; DATA_BYTES])));
         }
         done
+    }
+
+    /// Has the kernel end a command that waits too long: it has few threads for them. Answers as `wait` does: it may
+    /// have been carried out just now.
+    fn give_up(&mut self, name: u64) -> Result<Option<i32>, UblkError> {
+        let entry = opcode::AsyncCancel::new(name).build().user_data(GIVEN_UP);
+        // SAFETY: the entry points to nothing.
+        unsafe { self.ring.submission().push(&entry.into()) }.expect("one command is under way");
+        let ended = self.wait(name, GIVE_UP_LIMIT)?;
+        Ok(ended.filter(|result| !INTERRUPTED.contains(result)))
     }
 
     fn wait(&mut self, name: u64, limit: Duration) -> Result<Option<i32>, UblkError> {

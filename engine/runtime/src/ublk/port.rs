@@ -71,7 +71,12 @@ impl Worker {
         device: Arc<Device>,
         number_of_queue: u16,
     ) -> Result<(), UringError> {
-        if self.ending {
+        if self.ending || device.is_given_up() {
+            return Ok(());
+        }
+        if self.uring.free_at_best() < usize::from(device.depth) + PLACES_KEPT {
+            // Its device does not start: the thread that makes it is told so by the kernel's silence.
+            eprintln!("twinpoint: /dev/ublkc{}: a thread has no room for its queue", device.id);
             return Ok(());
         }
         if self.uring.free() < usize::from(device.depth) + PLACES_KEPT {

@@ -384,8 +384,11 @@ impl Commands {
         if command.until.is_none() && self.resends_told.is_none_or(|at| now > at + RESENDS_UNTOLD) {
             self.resends_told = Some(now);
             self.last_failure = result;
-            let seconds = RESEND_LIMIT.as_secs();
-            tell(&command, result, &format!(": sent again for up to {seconds} s"));
+            let limit = match command.failures {
+                0 => format!("for up to {} s", RESEND_LIMIT.as_secs()),
+                _ => format!("up to {RETRIES_MAX} times"),
+            };
+            tell(&command, result, &format!(": sent again {limit}"));
         }
         if now >= *command.until.get_or_insert(now + RESEND_LIMIT) {
             return Some(command);
@@ -589,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_not_begun_is_sent_again() {
+    fn of_the_kernels_errors_those_that_pass_are_sent_again() {
         let registered = || Memory::Run(0, Some(0));
         let cases = [
             (-libc::EINTR, registered(), false, true),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use twinpoint_core::contract::{CoordinatorAction, Order};
@@ -115,7 +116,27 @@ fn device(kind: u32) -> Arc<Device> {
         writes_through: true,
         descriptions: vec![Descriptions::map(&described, 0, 1).expect("it can be mapped")],
         file: null,
+        is_given_up: AtomicBool::new(false),
     })
+}
+
+#[test]
+fn a_queue_waits_for_room_as_long_as_its_device_may_start() {
+    let mut rig = Rig::new(abi::KIND_FLUSH);
+    let device = device(abi::KIND_FLUSH);
+    let (room, before) = (rig.worker.uring.free(), rig.worker.ublk.queues.len());
+    let ring = &mut rig.worker.uring;
+    // Places that come back, and too few at the moment.
+    for number in 0..room as u64 {
+        ring.timeout(number, Duration::from_millis(1)).expect("there is room");
+    }
+    let mail = |rig: &mut Rig| rig.worker.mailbox.take(1);
+    rig.worker.ublk_attach(Arc::clone(&device), 0).expect("it is put off");
+    assert_eq!(rig.worker.ublk.queues.len(), before);
+    assert!(matches!(mail(&mut rig), Some(Mail::Ublk(_, 0))), "it was dropped");
+    device.is_given_up.store(true, Ordering::Release);
+    rig.worker.ublk_attach(device, 0).expect("it is let go");
+    assert!(mail(&mut rig).is_none(), "a device that was given up is waited for");
 }
 
 #[test]
