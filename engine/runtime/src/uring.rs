@@ -234,12 +234,6 @@ impl Uring {
         self.slots.free.len().saturating_sub(SLOTS_RESERVED)
     }
 
-    /// How many could be begun if all had ended that end by themselves.
-    #[must_use]
-    pub fn free_at_best(&self) -> usize {
-        (self.slots.all.len() - self.slots.parked).saturating_sub(SLOTS_RESERVED)
-    }
-
     /// How many operations are not reaped yet; see [`ublk`] for those that may never be.
     #[must_use]
     pub fn in_flight(&self) -> usize {

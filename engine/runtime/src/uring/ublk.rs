@@ -13,6 +13,12 @@ use super::{SLOTS_RESERVED, Uring, UringError};
 use crate::ublk::abi;
 
 impl Uring {
+    /// How many could be begun if all had ended that end by themselves.
+    #[must_use]
+    pub fn free_at_best(&self) -> usize {
+        (self.slots.all.len() - self.slots.parked).saturating_sub(SLOTS_RESERVED)
+    }
+
     /// Fetches the first request of a tag; completes when there is one.
     ///
     /// # Errors
