@@ -373,7 +373,7 @@ impl Coordinator {
         let written_ns = point.written_at.map_or(0, |at| at.since(since));
         let roots = std::mem::take(&mut point.roots);
         let catalog = point.catalog.take();
-        let tickets = std::mem::take(&mut point.tickets.tickets);
+        let tickets = point.take_tickets();
         for (shard, root) in roots {
             self.roots[usize::from(shard.0)] = root;
         }

@@ -38,18 +38,12 @@ const _: () = assert!(SETUP_BYTES_MAX <= CHANNEL_BYTES_MAX);
 pub(super) fn run(shared: &Arc<Shared>, address: &str) {
     let mut pause = PAUSE_MIN;
     let mut refusals = Refusals::default();
-    while !shared.is_stopping() {
-        if !is_wanted(shared) {
-            shared.pause(PAUSE_MIN);
-            continue;
-        }
+    while await_wanted(shared) {
         match try_once(shared, address) {
             Ok(()) => {
                 refusals.session_began();
                 let since = Instant::now();
-                while !shared.is_stopping() && !is_wanted(shared) {
-                    shared.pause(PAUSE_MIN);
-                }
+                await_wanted(shared);
                 if since.elapsed() >= SESSION_LASTED {
                     pause = PAUSE_MIN;
                 }
@@ -65,6 +59,14 @@ pub(super) fn run(shared: &Arc<Shared>, address: &str) {
         shared.pause(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Waits until a session is wanted; false if the link stops.
+fn await_wanted(shared: &Shared) -> bool {
+    while !shared.is_stopping() && !is_wanted(shared) {
+        shared.pause(PAUSE_MIN);
+    }
+    !shared.is_stopping()
 }
 
 fn is_wanted(shared: &Shared) -> bool {
